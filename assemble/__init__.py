@@ -1,0 +1,1 @@
+"""Builders that make layers in process: debs, wheels, trees. Import `cache` only."""
