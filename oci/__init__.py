@@ -1,0 +1,1 @@
+"""Layers to images: layout, export, registry, engine, attestations. Imports `cache` only."""
