@@ -1,0 +1,89 @@
+"""What each check reads of a target, its lock and the data tables. Pure but for reading the tables of the repository.
+
+On the path of a build that has nothing to do: imports nothing heavy.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+_ROOT = Path(__file__).resolve().parent.parent
+
+Data = Mapping[str, Any]
+
+
+def torch_cuda(target: Data, lock: Data) -> dict[str, Any]:
+    cuda = str(target["device"].get("cuda", "none"))
+    return {"cuda": "" if cuda == "none" else cuda, "site": lock["python"]["site"]}
+
+
+def wheel_set(target: Data, lock: Data) -> dict[str, Any]:
+    wanted = target.get("wheels", {}).get("requirements", [])
+    return {
+        "machine": machine(target), "python": lock["python"]["version"], "site": lock["python"]["site"],
+        "requirements": sorted(item if isinstance(item, str) else item["requirement"] for item in wanted),
+    }
+
+
+def python(target: Data, lock: Data) -> dict[str, Any]:
+    found = lock["python"]
+    return {"python": found["version"], "executable": found["executable"], "site": found["site"],
+            "scripts": found["scripts"], "machine": machine(target)}
+
+
+def extensions(target: Data, lock: Data) -> dict[str, Any]:
+    """Only the rows for this version and device: a row added for another one leaves the verdict alone."""
+    capability = str(target["device"].get("compute_capability", ""))
+    version = next((wheel["version"] for wheel in lock["wheels"] if wheel["name"] == "vllm"), "")
+    rows = _releases("vllm/extensions.yaml", version)
+    return {
+        "machine": machine(target), "site": lock["python"]["site"], "version": version, "known": rows is not None,
+        "rows": [{"file": row["file"], "why": row["why"]} for row in (rows or {}).get("extensions", ())
+                 if capability in row.get("capabilities", [capability])],
+    }
+
+
+def triton_stub(target: Data, lock: Data) -> dict[str, Any]:
+    version = next((file["version"] for file in lock["files"] if file["name"] == "nvidia-pytriton"), "")
+    row = _releases("triton/pytriton-layout.yaml", version)
+    return {"machine": machine(target), "python": lock["python"]["version"], "server": version,
+            "known": row is not None, "numpy": (row or {}).get("numpy", "")}
+
+
+def machine(target: Data) -> str:
+    """The machine of an OCI platform as `uname -m` says it."""
+    architecture = target["platform"].partition("/")[2]
+    return str({"arm64": "aarch64", "amd64": "x86_64"}.get(architecture, architecture))
+
+
+def _releases(table: str, version: str) -> dict[str, Any] | None:
+    """The entry of a table's `releases` that `version` falls into: `since` <= version < `before`."""
+    for row in _table(table)["releases"]:
+        if version and release(row["since"]) <= release(version) < release(row["before"]):
+            return dict(row)
+    return None
+
+
+def release(version: str) -> tuple[int, ...]:
+    """The numbers at the start of a version, without trailing zeros: `0.32.0+cu130` is (0, 32).
+
+    A pre-release counts as its release: it has the same files.
+    """
+    numbers = re.match(r"v?(\d+(?:\.\d+)*)", version)
+    found = [int(part) for part in numbers[1].split(".")] if numbers else []
+    while found and not found[-1]:
+        found.pop()
+    return tuple(found)
+
+
+@functools.cache
+def _table(name: str) -> dict[str, Any]:
+    import yaml
+
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    found: dict[str, Any] = yaml.load((_ROOT / name).read_bytes(), loader)  # noqa: S506 - a safe loader
+    return found

@@ -1,0 +1,70 @@
+"""Every check there is, as data. The one place to add one; docs/checks.md says how.
+
+Importing this costs next to nothing: what a check needs is imported when its facts are asked for or it runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from checks import facts
+
+#: The stages that hold wheels, in the order in which an image stacks them: a later one hides an earlier one's files.
+WHEEL_STAGES = ("cuda", "torch", "deps", "vllm")
+
+
+@dataclass(frozen=True)
+class Check:
+    """One property of built outputs.
+
+    Attributes:
+        id: what waivers and reports call it.
+        version: raised when the same outputs and facts may get another verdict; old verdicts are then not used.
+        title: one line for people, what is true when it passes.
+        after: the stages behind which it stands: it concerns a target that has one of them.
+        outputs: `(stage, output)` it reads, of those that a target has. Not `layer`: an index names its layer.
+        facts: target and lock (plain data) to everything else that it reads, as canonical JSON values: fields of the
+            target, rows of data tables. A part of the verdict's key, so a verdict for one device is no verdict
+            for another.
+        entry: "module:function"; the function takes `checks.verdict.CheckInputs` and returns a list of `Finding`.
+    """
+
+    id: str
+    version: int
+    title: str
+    after: tuple[str, ...]
+    outputs: tuple[tuple[str, str], ...]
+    facts: Callable[[Mapping[str, Any], Mapping[str, Any]], Mapping[str, Any]]
+    entry: str
+
+
+def _of(*outputs: str) -> tuple[tuple[str, str], ...]:
+    return tuple((stage, output) for stage in WHEEL_STAGES for output in outputs)
+
+
+CHECKS: tuple[Check, ...] = (
+    Check("torch-cuda", 1, "torch is a build for the target's CUDA", ("torch",),
+          (("torch", "index"), ("torch", "packages")), facts.torch_cuda, "checks.torch_cuda:run"),
+    Check("wheel-set", 1, "the wheels satisfy each other, and no layer hides another's file", WHEEL_STAGES,
+          _of("index", "packages"), facts.wheel_set, "checks.wheel_set:run"),
+    Check("python", 1, "scripts and extension modules are for the image's Python", WHEEL_STAGES,
+          _of("index"), facts.python, "checks.python:run"),
+    Check("extensions", 1, "this vLLM's compiled extensions are there, for the target's machine", ("vllm",),
+          (("vllm", "index"), ("vllm", "packages")), facts.extensions, "checks.extensions:run"),
+    Check("triton-stub", 1, "Triton's Python stub is for the image's Python and numpy", ("triton",),
+          (("triton", "index"), ("triton", "packages"), *_of("packages")), facts.triton_stub, "checks.triton_stub:run"),
+)
+
+
+def check(name: str) -> Check:
+    """The check of that id.
+
+    Raises:
+        KeyError: there is none.
+    """
+    for found in CHECKS:
+        if found.id == name:
+            return found
+    raise KeyError(name)

@@ -1,0 +1,76 @@
+"""Gate `torch-cuda`: torch is a CUDA build, and of a CUDA that the target's driver runs.
+
+A CPU build slips in where an index has no CUDA wheel for the machine, or a resolver takes another version (facts F1);
+it shows on the device as "Torch not compiled with CUDA enabled". Evidence is torch/version.py, which is parsed and
+never run, and libtorch_cuda.so. It proves what torch was built with, not that it works.
+"""
+
+from __future__ import annotations
+
+import ast
+
+from cache.layer import LayerReader
+from checks.packages import packages
+from checks.verdict import CheckInputs, Finding
+
+_CURE = "take torch from an index that has CUDA builds for this machine (torch.index in the target), and lock again"
+
+
+def run(inputs: CheckInputs) -> list[Finding]:
+    """Subjects: `torch: version`, `torch: version.py`, `torch: libtorch_cuda.so`, `torch: CUDA <version>`."""
+    site, wanted = inputs.facts["site"], inputs.facts["cuda"]
+    if not wanted:
+        return []  # a target without CUDA takes any torch
+    found = []
+    torch = next((package for package in packages(inputs) if package["name"] == "torch"), None)
+    if torch is None:
+        return [Finding("error", "torch: version", "there is no torch", "torch", _CURE)]
+    if "+cpu" in torch["version"]:
+        found.append(Finding("error", "torch: version", f"torch {torch['version']} is a CPU build", "torch", _CURE))
+    with LayerReader(inputs.store, inputs.outputs["torch/index"]) as layer:
+        library = f"{site}/torch/lib/libtorch_cuda.so"
+        entry = layer.resolve(library)
+        if entry is None or entry["type"] != "file" or not entry["size"]:
+            found.append(Finding("error", "torch: libtorch_cuda.so", "torch has no libtorch_cuda.so", f"/{library}",
+                                 _CURE))
+        path = f"{site}/torch/version.py"
+        try:
+            said = assigned(layer.read(path).decode())
+        except (FileNotFoundError, SyntaxError, UnicodeDecodeError) as error:
+            return [*found, Finding("error", "torch: version.py", f"cannot be read: {error}", f"/{path}", _CURE)]
+    cuda = said.get("cuda")
+    if not isinstance(cuda, str):
+        found.append(Finding("error", "torch: version.py", "torch.version.cuda is None: a CPU build", f"/{path}",
+                             _CURE))
+    elif not runs(cuda, wanted):
+        found.append(Finding(
+            "error", f"torch: CUDA {cuda}", f"torch is built for CUDA {cuda}, the target's driver brings {wanted}",
+            f"/{path}", "take a torch of the same CUDA major and of no newer minor, or correct device.cuda"))
+    return found
+
+
+def assigned(source: str) -> dict[str, object]:
+    """Constants that a module assigns at its top, by name: `cuda: Optional[str] = '13.0'` gives {"cuda": "13.0"}.
+
+    Raises:
+        SyntaxError: not Python.
+    """
+    found: dict[str, object] = {}
+    for node in ast.parse(source).body:
+        if isinstance(node, ast.Assign | ast.AnnAssign) and isinstance(node.value, ast.Constant):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            found.update({target.id: node.value.value for target in targets if isinstance(target, ast.Name)})
+    return found
+
+
+def runs(built: str, driver: str) -> bool:
+    """True if code built with CUDA `built` runs on a driver of CUDA `driver`: same major, no newer minor.
+
+    Older minors run by CUDA's minor version compatibility; a newer one brings PTX that the driver refuses.
+    """
+    try:
+        major, minor = (int(part) for part in f"{built}.0".split(".")[:2])
+        has, newest = (int(part) for part in f"{driver}.0".split(".")[:2])
+    except ValueError:
+        return False
+    return major == has and minor <= newest
