@@ -1,0 +1,1 @@
+"""The graph: targets, stages, plan, realise, doit tasks."""

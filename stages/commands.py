@@ -1,0 +1,332 @@
+"""What the tasks do, beside realising stages. Each imports what it needs when it runs: a no-op imports nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cache.errors import InputError, StagecraftError, StoreError
+
+if TYPE_CHECKING:
+    from stages.tasks import Session
+
+#: Verbs that take what `build` made somewhere else.
+DELIVERIES = ("load", "export", "push")
+
+JSON = {"name": "as_json", "long": "json", "type": bool, "default": False, "help": "print JSON on standard output"}
+
+
+def show(data: Any, text: str, as_json: bool) -> None:
+    """The result of a reporting task: text for people, or one JSON document, on standard output."""
+    output(json.dumps(data, indent=2, ensure_ascii=False) + "\n" if as_json else text.rstrip("\n") + "\n")
+
+
+def output(text: str) -> None:
+    """Write to standard output, to the end. A reader that has gone away has seen enough: no error.
+
+    Raises:
+        StoreError: it cannot be written: a full disk.
+    """
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except OSError as error:
+        # What is still buffered must not fail again when the interpreter ends.
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
+        if not isinstance(error, BrokenPipeError):
+            raise StoreError("standard output cannot be written", found=error.strerror or str(error),
+                             cure="free space where it goes, and run the same command again") from error
+
+
+def option(name: str, help_: str, *, short: str = "", default: Any = "", kind: type = str) -> dict[str, Any]:
+    return {"name": name.replace("-", "_"), "long": name, "short": short, "type": kind, "default": default,
+            "help": help_}
+
+
+def options(verb: str) -> dict[str, Any]:
+    """doit `params` (and `pos_arg`) of a verb."""
+    found: dict[str, Any] = {"params": [JSON]}
+    if verb == "lock":
+        found["params"] += [
+            option("upgrade", "move pins: all, or only the names that follow", default=False, kind=bool),
+            option("only", "resolve only this part: wheels or debs"),
+            option("exclude-newer", "ignore what was uploaded after this date (2026-11-20)"),
+        ]
+        found["pos_arg"] = "names"
+    if verb in DELIVERIES:
+        found["pos_arg"] = "names"
+    return found
+
+
+def trailing(names: list[str], as_json: bool) -> tuple[list[str], bool]:
+    """Names without options that stand behind them: doit's parser stops at the first name.
+
+    Raises:
+        InputError: an option other than --json there.
+    """
+    rest = [name for name in names if name != "--json"]
+    stray = [name for name in rest if name.startswith("-")]
+    if stray:
+        raise InputError(f"unknown option {stray[0]}, or it must stand before the names", found=" ".join(names))
+    return rest, as_json or len(rest) < len(names)
+
+
+def action(session: Session, verb: str, target: str) -> Callable[..., Any]:
+    """The callable of `<verb>:<target>`."""
+    def run(as_json: bool = False, **more: Any) -> None:
+        ACTIONS[verb](session, target, as_json, **more)
+
+    if verb == "lock":
+        def lock(as_json: bool, upgrade: bool, only: str, exclude_newer: str, names: list[str]) -> None:
+            from stages import resolve
+
+            names, as_json = trailing(names or [], as_json)
+            if names and not upgrade:
+                cure = f"./doit lock:{target} --upgrade {' '.join(names)}"
+                raise InputError(f"lock takes no {names[0]!r}", cure=cure)
+            if only not in ("", "wheels", "debs"):
+                raise InputError("--only takes wheels or debs", found=only)
+            change = resolve.lock(session.project, target, session.report.line, upgrade=names or upgrade, only=only,
+                                  exclude_newer=exclude_newer)
+            show(change.to_json(), change.text(), as_json)
+
+        return lock
+    if verb in DELIVERIES:
+        def deliver(as_json: bool, names: list[str]) -> None:
+            from stages import deliver as delivering
+
+            names, as_json = trailing(names or [], as_json)
+            data, text = getattr(delivering, verb)(session, target, names)
+            show(data, text, as_json)
+
+        return deliver
+    return run
+
+
+def plan(session: Session, target: str, as_json: bool) -> None:
+    """`plan:<target>`."""
+    from stages.gates import plan_lines
+    from stages.plan import arrow
+    from stages.plan import plan as make_plan
+    from stages.report import size_text, time_text
+
+    project = session.project
+    graph = project.graph(target)
+    states = make_plan(graph, project.store, project.last(target).get("stages", {}))
+    verdicts = plan_lines(project, target, {s.stage.name: s.record for s in states})
+    lines = []
+    for state in states:
+        data = state.to_json()
+        size = size_text(data["size"]) if data["size"] else ""
+        expected = time_text(data["expected_ms"]) if data["expected_ms"] else ""
+        lines.append(f"{state.stage.name:<11} {data['state']:<7} {size:>7} {expected:>12}  {state.reason()}")
+        lines += [f"{'':<12}{change.what}: {arrow(change)}" for change in state.changes[1:]]
+        if state.missing[0]:
+            lines.append(f"{'':<12}{state.missing[0]} files to fetch, {size_text(state.missing[1])}")
+    lines += [f"gate {v['check']:<17} {v['state']}" for v in verdicts]
+    todo = [s for s in states if not s.cached]
+    fetch = sum(s.missing[1] for s in states)
+    lines.append(f"{target}: {len(states) - len(todo)} of {len(states)} stages cached"
+                 + (f"; {len(todo)} to build" if todo else "")
+                 + (f", {size_text(fetch)} to fetch" if fetch else ""))
+    show({"target": target, "stages": [s.to_json() for s in states], "gates": verdicts}, "\n".join(lines), as_json)
+
+
+def why(session: Session, target: str, as_json: bool) -> None:
+    """`why:<target>`: the root causes first, then what follows from them."""
+    from stages.plan import Change, shortened
+    from stages.plan import plan as make_plan
+
+    project = session.project
+    last = project.last(target)
+    states = make_plan(project.graph(target), project.store, last.get("stages", {}))
+    gone = sorted(set(last.get("stages", {})) - {s.stage.name for s in states})
+    data: dict[str, Any] = {
+        "target": target, "built_before": bool(last),
+        "roots": [{"stage": s.stage.name,
+                   "changes": [vars(c) for c in s.changes] or [{"what": s.reason(), "old": "", "new": ""}]}
+                  for s in states if not s.cached and (s.changes or not s.follows)],
+        "follows": {s.stage.name: list(s.follows) for s in states if not s.cached and s.follows},
+        "removed": gone,
+    }
+    lines = []
+    if not last:
+        lines.append(f"{target} was not built here before")
+    for root in data["roots"]:
+        lines.append(f"{root['stage']} would be built:")
+        for change in root["changes"]:
+            lines.append(f"  {change['what']}")
+            if change["old"] or change["new"]:
+                old, new = shortened(Change(**change))
+                lines += [f"    was {old or '(none)'}", f"    now {new or '(none)'}"]
+    lines += [f"{name} follows from {', '.join(of)}" for name, of in data["follows"].items()]
+    lines += [f"{name} is no longer part of {target}" for name in gone]
+    show(data, "\n".join(lines) or f"nothing changed: {target} is as it was built", as_json)
+
+
+def log_of(session: Session, target: str, stage: str) -> Callable[..., None]:
+    """`log:<target>:<stage>`."""
+    def run(as_json: bool = False) -> None:
+        found = _log(session, target, stage)
+        show(found, found["log"] or "(an empty log)", as_json)
+
+    return run
+
+
+def log(session: Session, target: str, as_json: bool) -> None:
+    """`log:<target>`: the logs of all stages."""
+    found = []
+    for stage in session.project.graph(target).stages:
+        try:
+            found.append(_log(session, target, stage.name))
+        except InputError:
+            continue
+    text = "".join(f"== {entry['stage']} ({entry['state']})\n{entry['log']}" for entry in found)
+    show(found, text or f"{target} was not built here before", as_json)
+
+
+def _log(session: Session, target: str, stage: str) -> dict[str, str]:
+    from stages.plan import evaluate
+
+    project = session.project
+    key, record = evaluate(project.graph(target), project.store)[stage]
+    if key and record is None:
+        failed = project.store.log(key)
+        if failed:
+            return {"stage": stage, "state": "failed", "key": key, "log": failed}
+    if record is None:
+        from stages.plan import previous
+
+        record = previous(project.store, project.last(target).get("stages", {}).get(stage, ""))
+    if record is None or not project.store.has(str(record.facts.get("log", "sha256:" + "0" * 64))):
+        raise InputError(f"no log of {stage}", where=target, cure=f"./doit {stage}:{target}")
+    return {"stage": stage, "state": "built", "key": record.key,
+            "log": project.store.read(str(record.facts["log"])).decode()}
+
+
+ACTIONS: Mapping[str, Callable[[Any, str, bool], None]] = {"plan": plan, "why": why, "log": log}
+
+
+def finish(session: Session, target: str) -> Callable[..., None]:
+    """`build:<target>`: the layout, the result link, the root; then one line."""
+    def run(as_json: bool = False) -> None:
+        project = session.project
+        graph = project.graph(target)
+        records = {stage.name: session.records[target, stage.name] for stage in graph.stages}
+        manifest = records["image"].outputs["manifest"].digest
+        link = project.result(target)
+        keys = {name: record.key for name, record in records.items()}
+        last = project.last(target)
+        # The link is compared with what the root says it pointed to: a layout that gc took makes it dangle.
+        current = last.get("stages") == keys and last.get("points_to") and os.path.islink(link) \
+            and os.path.exists(link / "index.json") and os.readlink(link) == last["points_to"]
+        if not current:
+            _publish(session, target, records, keys, manifest, link)
+        built = [name for name in keys if (target, name) in session.report.built]
+        layers = [r for name, r in records.items() if "layer" in r.outputs]
+        size = sum(r.outputs["layer"].size for r in layers)
+        data = {"target": target, "result": str(link), "manifest": manifest, "built": built,
+                "cached": [name for name in keys if name not in built], "layers": len(layers), "size": size}
+        from stages.report import size_text
+
+        if not session.busy and current:
+            text = f"{target}: nothing to do; result-{target} is {manifest}"
+        else:
+            text = (f"{target}: result-{target} is {manifest}\n"
+                    f"  {len(layers)} layers, {size_text(size)}; {len(built)} stages built, "
+                    f"{len(keys) - len(built)} from the store")
+        if session.selected & {"build", f"build:{target}"}:
+            session.report.line_break()
+            show(data, text, as_json)
+        elif session.busy or not current:
+            session.report.line(text)  # on the way to something else, whose result has standard output to itself
+
+    return run
+
+
+def _publish(session: Session, target: str, records: Mapping[str, Any], keys: Mapping[str, str], manifest: str,
+             link: Path) -> None:
+    from oci.layout import link_result, write_layout
+
+    project = session.project
+    attest = records.get("attest")
+    extra = {name: attest.outputs[output].digest for name, output in
+             (("sbom.spdx.json", "sbom"), ("provenance.json", "provenance"))} if attest else {}
+    layout = write_layout(project.store, manifest, name=f"{target}-{manifest[7:23]}", extra=extra)
+    link_result(project.store, layout, link, root=project.root_name(target), content={
+        "format": "stagecraft.root.v1", "target": target, "manifest": manifest, "stages": dict(keys),
+        "keys": sorted(keys.values()), "blobs": [manifest],
+    })
+
+
+def targets(session: Session) -> Callable[..., None]:
+    """`targets`: what can be built; what a bare `./doit` shows."""
+    def run(as_json: bool = False) -> None:
+        from stages.target import names
+
+        found = []
+        for name in names(session.project.root):
+            try:
+                found.append({"target": name, "description": session.project.target(name).data["description"]})
+            except StagecraftError as error:
+                found.append({"target": name, "description": f"cannot be read: {error.message}"})
+        width = max((len(entry["target"]) for entry in found), default=0)
+        lines = [f"  ./doit build:{entry['target']:<{width}}  {entry['description']}" for entry in found]
+        show(found, "\n".join(["Targets:", *lines, "", "./doit list shows all tasks, ./doit doctor this machine"]),
+             as_json)
+
+    return run
+
+
+#: Options of the store's tasks, beside --json.
+STORE_OPTIONS: Mapping[str, list[dict[str, Any]]] = {
+    "verify": [option("repair", "drop what is damaged, so that it is made again", default=False, kind=bool)],
+    "gc": [option("dry-run", "only say what would go", default=False, kind=bool),
+           option("keep-days", "keep also what is younger than this", default=-1, kind=int),
+           option("max-size", "keep also the newest of the rest, up to so many GB in all", default=-1, kind=int),
+           option("drop-inputs", "drop packages and wheels too; they are fetched again when needed",
+                  default=False, kind=bool)],
+    "info": [],
+}
+
+
+def store_actions(session: Session) -> dict[str, tuple[str, Callable[..., Any], list[dict[str, Any]]]]:
+    """`store:verify`, `store:gc`, `store:info`."""
+    from stages import storekeeping
+
+    actions = {"verify": ("re-hash everything in the store", storekeeping.verify(session)),
+               "gc": ("collect what no result needs", storekeeping.collect(session)),
+               "info": ("sizes, roots, nondeterminism", storekeeping.info(session))}
+    return {name: (doc, action, STORE_OPTIONS[name]) for name, (doc, action) in actions.items()}
+
+
+def machine_actions(session: Session) -> list[tuple[str, str, Callable[..., Any], dict[str, Any]]]:
+    """Tasks that concern no target."""
+    def doctor(as_json: bool = False) -> None:
+        from stages import doctor as doctoring
+
+        data, text = doctoring.examine(session.project)
+        show(data, text, as_json)
+
+    def test(names: list[str]) -> None:
+        from stages.testing import run
+
+        run(session.project.root, names)
+
+    def lint() -> None:
+        from stages.testing import lint as run_lint
+
+        run_lint(session.project.root)
+
+    return [
+        ("targets", "the targets of this checkout", targets(session), {"params": [JSON]}),
+        ("doctor", "what this machine is, what it can do, what is missing", doctor, {"params": [JSON]}),
+        ("test", "set up what the tests need, then run them", test, {"pos_arg": "names"}),
+        ("lint", "style and types of the code", lint, {}),
+    ]

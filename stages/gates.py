@@ -1,0 +1,124 @@
+"""Gates: the checks of `checks/` as edges of the graph. A gate blocks an edge, never a blob.
+
+A verdict is looked up by (check, outputs, facts); the check runs only when there is none. Waivers of the target are
+applied after the verdict, so that a waiver never hides a finding from another target.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from cache.errors import GateError
+from cache.store import Record
+from checks.registry import CHECKS, Check
+from stages.graph import Graph, Stage
+
+if TYPE_CHECKING:
+    from stages.project import Project
+    from stages.tasks import Session
+
+
+def checks_of(stages: Sequence[Stage]) -> tuple[Check, ...]:
+    """The checks that concern these stages: those that stand behind one of them."""
+    names = {stage.name for stage in stages}
+    return tuple(check for check in CHECKS if not names.isdisjoint(check.after))
+
+
+def checks_for(graph: Graph) -> tuple[Check, ...]:
+    return checks_of(graph.stages)
+
+
+def reads(check: Check, graph: Graph) -> list[tuple[str, str]]:
+    """`(stage, output)` that a check reads in this graph: of what it names, what there is."""
+    outputs = {(stage.name, output) for stage in graph.stages for output in stage.builder.outputs}
+    return [pair for pair in check.outputs if pair in outputs]
+
+
+def stages_of(check: Check, graph: Graph) -> list[str]:
+    return list(dict.fromkeys(stage for stage, _ in reads(check, graph)))
+
+
+def outputs_of(check: Check, graph: Graph, records: Mapping[str, Record | None]) -> dict[str, str] | None:
+    """"stage/output" to digest; None while one of the stages is not built."""
+    found: dict[str, str] = {}
+    for stage, output in reads(check, graph):
+        record = records.get(stage)
+        if record is None:
+            return None
+        found[f"{stage}/{output}"] = record.outputs[output].digest
+    return found
+
+
+def facts_of(check: Check, project: Project, target: str) -> Mapping[str, Any]:
+    return check.facts(project.target(target).data, project.lock_data(target))
+
+
+def stored(project: Project, target: str, check: Check, records: Mapping[str, Record | None]) -> Any:
+    """The verdict that the store has, or None."""
+    from checks.verdict import stored_verdict
+
+    outputs = outputs_of(check, project.graph(target), records)
+    if outputs is None:
+        return None
+    return stored_verdict(project.store, check, outputs, facts_of(check, project, target))
+
+
+def passed(session: Session, target: str, check: Check) -> bool:
+    """True if a stored verdict lets the edge through."""
+    verdict = stored(session.project, target, check, _records(session, target, check))
+    return verdict is not None and _report(session.project, target, verdict).passes
+
+
+def run(session: Session, target: str, check: Check) -> None:
+    """Judge, and let pass or not.
+
+    Raises:
+        GateError: with every finding that no waiver covers.
+    """
+    from checks.verdict import judge
+
+    project = session.project
+    session.busy = True
+    outputs = outputs_of(check, project.graph(target), _records(session, target, check))
+    assert outputs is not None  # noqa: S101 - doit ran the stages first
+    verdict = judge(project.store, check, outputs, facts_of(check, project, target))
+    report = _report(project, target, verdict)
+    _tell(session, check, report)
+    failed = report.failed
+    if failed:
+        lines = "\n".join(f"{finding.subject}: {finding.message}" for _, finding in failed)
+        cures = "\n".join(dict.fromkeys(finding.cure for _, finding in failed if finding.cure))
+        raise GateError(f"gate {check.id} does not let {target} pass", where=check.title, found=lines,
+                        cure=(cures + "\n" if cures else "") + f"or a waiver in targets/{target}.yaml, with its reason")
+    waived = len(report.waived)
+    session.report.event("gate", check.id, text="passed" + (f", {waived} waived" if waived else ""))
+
+
+def _tell(session: Session, check: Check, report: Any) -> None:
+    """What blocks nothing and must be seen all the same: warnings, notes, waivers that are out of date or misspelt."""
+    for _, finding in report.notes:
+        session.report.line(f"  {finding.severity:<7} {check.id:<11} {finding.subject}: {finding.message}")
+    for waiver in report.unused:
+        session.report.line(f"  {'warning':<7} {check.id:<11} the waiver of {waiver['subject']!r} covers nothing")
+
+
+def plan_lines(project: Project, target: str, records: Mapping[str, Record | None]) -> list[dict[str, str]]:
+    """For `plan`: every gate with `passed`, `failed` or `would run`."""
+    found = []
+    for check in checks_for(project.graph(target)):
+        verdict = stored(project, target, check, records)
+        state = "would run" if verdict is None else \
+            "passed" if _report(project, target, verdict).passes else "failed"
+        found.append({"check": check.id, "state": state})
+    return found
+
+
+def _records(session: Session, target: str, check: Check) -> dict[str, Record | None]:
+    return {name: session.records.get((target, name)) for name in stages_of(check, session.project.graph(target))}
+
+
+def _report(project: Project, target: str, verdict: Any) -> Any:
+    from checks.verdict import apply_waivers
+
+    return apply_waivers([verdict], [w for w in project.target(target).data["waivers"] if w["check"] == verdict.check])

@@ -1,0 +1,69 @@
+"""Which wheel goes into which layer, and the stage that makes such a layer. Shared by cuda, torch, deps and vllm."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from cache.errors import InputError
+from stages.builders import BUILDERS
+from stages.graph import FileInput, Stage
+from stages.lockfile import Lock, LockedFile
+from stages.target import OWN_LAYERS, Target, layer_of, layer_rules
+
+ORDER = ("cuda", "torch", "deps", "vllm")
+
+
+def assign(wheels: tuple[LockedFile, ...], patterns: Mapping[str, list[str]]) -> dict[str, list[LockedFile]]:
+    """Layer name to its wheels, see `stages.target.layer_rules`.
+
+    Raises:
+        InputError: a wheel that no pattern takes, or torch or vllm where its check would not see it.
+    """
+    found: dict[str, list[LockedFile]] = {name: [] for name in ORDER if name in patterns}
+    rules = layer_rules(patterns)
+    for wheel in wheels:
+        layer = layer_of(wheel.name, rules)
+        if layer is None:
+            raise InputError(f"no layer takes the wheel {wheel.name}", where="layers",
+                             cure='add it to a layer of the target, or "*" to one that takes the rest')
+        if wheel.name in OWN_LAYERS and layer != wheel.name:
+            raise InputError(f"the wheel {wheel.name} would lie in the layer {layer}, where no check reads it",
+                             where="layers", cure=f"add a section {wheel.name} to the target, with its version "
+                                                  f"({wheel.version})")
+        found[layer].append(wheel)
+    return found
+
+
+def wheels_stage(name: str, title: str, target: Target, lock: Lock) -> Stage | None:
+    """The stage of one layer of wheels, or None if no wheel goes there."""
+    wheels = assign(lock.wheels, target.data["layers"]).get(name)
+    if not wheels:
+        return None
+    return Stage(
+        name, title, BUILDERS["wheels-layer"], platform(target),
+        scheme(lock) | waived(target.data["wheels"], {wheel.name for wheel in wheels}),
+        {f"wheels/{wheel.filename}": FileInput("wheel", wheel) for wheel in wheels},
+    )
+
+
+def waived(described: Mapping[str, Any], names: set[str]) -> dict[str, Any]:
+    """The exceptions of a target that concern these wheels, without their reasons: only what can change a layer."""
+    return {"collisions": [{"path": entry["path"], "winner": entry["winner"]}
+                           for entry in described["collisions"] if entry["winner"] in names],
+            "records": [{"wheel": entry["wheel"], "path": entry["path"]}
+                        for entry in described["records"] if entry["wheel"] in names]}
+
+
+def platform(target: Target) -> dict[str, str]:
+    return {"os": "linux", "architecture": target.architecture}
+
+
+def scheme(lock: Lock) -> dict[str, Any]:
+    """Where an installer puts things in this image."""
+    python = lock.python
+    return {
+        "python": python["version"], "interpreter": python["executable"], "glibc": python["glibc"],
+        "purelib": python["site"], "platlib": python["site"], "scripts": python["scripts"], "data": python["data"],
+        "headers": f"{python['data']}/include/python{python['version']}",
+    }

@@ -1,0 +1,331 @@
+"""Lock files: every remote input of a target, exact. `targets/<name>.lock.json`, format `stagecraft.lock.v1`.
+
+Holds the model, reading, writing (one entry a line, so that it reviews and diffs well) and the comparison of two
+locks. Resolving is `stages.resolve` with the package `lock`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cache import canonical
+from cache.errors import LockError
+from stages.target import Target
+
+FORMAT = "stagecraft.lock.v1"
+SECTIONS = ("debs", "wheels", "files")
+#: The parts that are resolved on their own (`--only`), with the word for it and what they are to people.
+PARTS = {"base": ("debs", "base and Debian packages"), "wheels": ("wheels", "wheels")}
+
+
+@dataclass(frozen=True)
+class LockedFile:
+    """One file by content: `size` in bytes, `sha256` 64 hex digits, `index` a name in targets/indexes.yaml."""
+
+    name: str
+    version: str
+    file: str
+    size: int
+    sha256: str
+    index: str
+    architecture: str = ""
+
+    @property
+    def digest(self) -> str:
+        return "sha256:" + self.sha256
+
+    @property
+    def filename(self) -> str:
+        return self.file.rpartition("/")[2]
+
+    def to_json(self) -> dict[str, Any]:
+        found = {"name": self.name, "version": self.version, "file": self.file, "size": self.size,
+                 "sha256": self.sha256, "index": self.index}
+        if self.architecture:
+            found["architecture"] = self.architecture
+        return found
+
+
+@dataclass(frozen=True)
+class Lock:
+    """A whole lock.
+
+    Attributes:
+        target: the target's name.
+        request: for each part ("base", "wheels") the digest of the target fields that it answers (`Target.request`).
+        base: `{"kind": "debian", "suites"}` or `{"kind": "image", "reference", "repository", "digest", "config",
+            "layers", "suites"}`.
+        python: `{"version", "executable", "glibc", "site", "scripts", "data"}` of the image.
+        debs, wheels, files: exact files; `files` are wheels taken alone, without what they require.
+    """
+
+    target: str
+    request: Mapping[str, str]
+    base: Mapping[str, Any]
+    python: Mapping[str, str]
+    debs: tuple[LockedFile, ...] = ()
+    wheels: tuple[LockedFile, ...] = ()
+    files: tuple[LockedFile, ...] = ()
+    path: str = field(default="", compare=False)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "format": FORMAT, "target": self.target, "request": dict(self.request), "base": dict(self.base),
+            "python": dict(self.python),
+            **{section: [entry.to_json() for entry in getattr(self, section)] for section in SECTIONS},
+        }
+
+    def dumps(self) -> str:
+        """The file's text: keys in a fixed order, one locked file a line."""
+        data = self.to_json()
+        lines = ["{"]
+        for key in ("format", "target"):
+            lines.append(f'  "{key}": {json.dumps(data[key])},')
+        for key in ("request", "base", "python"):
+            body = json.dumps(data[key], indent=2, sort_keys=True, ensure_ascii=False).replace("\n", "\n  ")
+            lines.append(f'  "{key}": {body},')
+        for section in SECTIONS:
+            entries = [json.dumps(entry, ensure_ascii=False) for entry in data[section]]
+            body = "[\n    " + ",\n    ".join(entries) + "\n  ]" if entries else "[]"
+            lines.append(f'  "{section}": {body}' + ("," if section != SECTIONS[-1] else ""))
+        return "\n".join([*lines, "}", ""])
+
+
+def request_digests(target: Target) -> dict[str, str]:
+    """What a lock of this target has under `request`."""
+    return {part: canonical.digest_of("request", asked) for part, asked in target.request().items()}
+
+
+def path_of(root: Path, name: str) -> Path:
+    return root / "targets" / f"{name}.lock.json"
+
+
+def parse(text: str, where: str) -> Lock:
+    """Read a lock's text. What it gives can be used without looking twice.
+
+    Raises:
+        LockError: not JSON, another format, something missing, of the wrong type or there twice; says where.
+    """
+    try:
+        data = json.loads(text, object_pairs_hook=_once)
+        if not isinstance(data, dict) or "format" not in data:
+            raise _Wrong("no lock", "the file")
+        if data["format"] != FORMAT:
+            raise LockError("the lock has another format", where=where, expected=FORMAT, found=str(data["format"])[:60],
+                            cure="lock again")
+        _keys(data, "the file", ("format", "target", "request", "base", "python", *SECTIONS))
+        _text(data["target"], "target")
+        _keys(data["request"], "request", tuple(PARTS))
+        for part in PARTS:
+            _text(data["request"][part], f"request.{part}", _DIGEST)
+        _base(data["base"])
+        _python(data["python"])
+        sections = {section: _files(data[section], section) for section in SECTIONS}
+    except _Wrong as error:
+        raise LockError(f"the lock is malformed: {error.what}", where=f"{where}: {error.at}", cure=_CURE) from error
+    except (ValueError, TypeError, RecursionError) as error:
+        line = f":{error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
+        found = "the marks of a merge" if re.search(r"^(<{7}|>{7}) ", text, re.M) else str(error)
+        raise LockError("the lock is malformed", where=where + line, expected="JSON", found=found,
+                        cure=_CURE) from error
+    return Lock(data["target"], data["request"], data["base"], data["python"], path=where, **sections)
+
+
+_CURE = "restore it from version control, or lock again"
+_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+_HEX = re.compile(r"[0-9a-f]{64}")
+_MINOR = re.compile(r"\d+\.\d+")
+_BELOW = re.compile(r"(?!/)(?!(.*/)?\.\.?(/|$))[^\x00-\x1f\ud800-\udfff\\]+")  # a relative path without dots
+_ABSOLUTE = re.compile("/" + _BELOW.pattern)
+_PLAIN = re.compile(r"[^\x00-\x1f\ud800-\udfff]+")
+_STAMP = re.compile(r"[\w:]*")
+
+
+class _Wrong(Exception):
+    """Something in a lock is not as it must be: `what`, at `at`."""
+
+    def __init__(self, what: str, at: str) -> None:
+        super().__init__(what)
+        self.what, self.at = what, at
+
+
+def _once(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"key {next(name for name in names if names.count(name) > 1)!r} is here twice")
+    return found
+
+
+def _keys(value: Any, at: str, known: Sequence[str], optional: Sequence[str] = ()) -> None:
+    if not isinstance(value, dict):
+        raise _Wrong("not a map", at)
+    for key in known:
+        if key not in value:
+            raise _Wrong(f"{key!r} is missing", at)
+    for key in value:
+        if key not in known and key not in optional:
+            raise _Wrong(f"unknown key {key!r}", at)
+
+
+def _text(value: Any, at: str, pattern: re.Pattern[str] = _PLAIN) -> None:
+    if not isinstance(value, str) or not pattern.fullmatch(value):
+        raise _Wrong(f"a wrong value, {str(value)[:60]!r}", at)
+
+
+def _size(value: Any, at: str) -> None:
+    if type(value) is not int or value < 0:
+        raise _Wrong(f"a wrong size, {str(value)[:60]!r}", at)
+
+
+def _list(value: Any, at: str) -> list[tuple[Any, str]]:
+    if not isinstance(value, list):
+        raise _Wrong("not a list", at)
+    return [(item, f"{at}[{number}]") for number, item in enumerate(value)]
+
+
+def _files(value: Any, section: str) -> tuple[LockedFile, ...]:
+    found: list[LockedFile] = []
+    for entry, place in _list(value, section):
+        _keys(entry, place, ("name", "version", "file", "size", "sha256", "index"), ("architecture",))
+        _text(entry["name"], place)
+        at = f"{section}: {entry['name']}"
+        for key in ("version", "index", *(["architecture"] if "architecture" in entry else [])):
+            _text(entry[key], f"{at}.{key}")
+        _text(entry["file"], f"{at}.file", _BELOW)
+        _text(entry["sha256"], f"{at}.sha256", _HEX)
+        _size(entry["size"], f"{at}.size")
+        found.append(LockedFile(**entry))
+    for names in ([f"{file.name} {file.architecture}".strip() for file in found], [file.filename for file in found]):
+        if len(set(names)) != len(names):
+            raise _Wrong(f"{next(name for name in names if names.count(name) > 1)} is there twice", section)
+    return tuple(found)
+
+
+def _python(value: Any) -> None:
+    _keys(value, "python", ("version", "executable", "glibc", "site", "scripts", "data"))
+    for key, pattern in (("version", _MINOR), ("glibc", _MINOR), ("executable", _ABSOLUTE),
+                         ("site", _BELOW), ("scripts", _BELOW), ("data", _BELOW)):
+        _text(value[key], f"python.{key}", pattern)
+
+
+def _base(value: Any) -> None:
+    kind = value.get("kind") if isinstance(value, dict) else None
+    if kind == "debian":
+        _keys(value, "base", ("kind", "suites"))
+    elif kind == "image":
+        _keys(value, "base", ("kind", "reference", "repository", "digest", "config", "layers"), ("suites",))
+        _text(value["reference"], "base.reference")
+        _text(value["repository"], "base.repository")
+        _text(value["digest"], "base.digest", _DIGEST)
+        _config(value["config"])
+        for layer, at in _list(value["layers"], "base.layers"):
+            _keys(layer, at, ("digest", "size", "media_type", "diff_id"))
+            for key in ("digest", "diff_id"):
+                _text(layer[key], f"{at}.{key}", _DIGEST)
+            _text(layer["media_type"], f"{at}.media_type")
+            _size(layer["size"], f"{at}.size")
+    else:
+        raise _Wrong("kind is neither debian nor image", "base")
+    for suite, at in _list(value.get("suites", []), "base.suites"):
+        _keys(suite, at, ("index", "suite", "date", "release"), ("snapshot",))
+        for key, text in suite.items():
+            _text(text, f"{at}.{key}", _PLAIN if key in ("index", "suite") else _STAMP)
+
+
+def _config(value: Any) -> None:
+    """What an image on top inherits: any text, for it is another's."""
+    kinds = {"environment": dict, "labels": dict, "entrypoint": list, "cmd": list, "ports": list, "volumes": list,
+             "user": str, "workdir": str, "stop_signal": str}
+    _keys(value, "base.config", ("digest",), tuple(kinds))
+    _text(value["digest"], "base.config.digest", _DIGEST)
+    for key, kind in kinds.items():
+        found = value.get(key, kind())
+        texts = found.values() if isinstance(found, dict) else found if isinstance(found, list) else [found]
+        if not isinstance(found, kind) or not all(isinstance(text, str) for text in texts):
+            raise _Wrong("a wrong value", f"base.config.{key}")
+    try:
+        canonical.dumps(value)
+    except TypeError as error:
+        raise _Wrong(str(error), "base.config") from error
+
+
+def read(path: Path, where: str) -> Lock:
+    """Read a lock file.
+
+    Raises:
+        FileNotFoundError: there is none.
+        LockError: as `parse`; also when it is not UTF-8 or cannot be read.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise
+    except UnicodeDecodeError as error:
+        raise LockError("the lock is malformed: not UTF-8", where=where, cure=_CURE) from error
+    except OSError as error:
+        raise LockError("the lock cannot be read", where=where, found=error.strerror, cure=_CURE) from error
+    return parse(text, where)
+
+
+def load(root: Path, target: Target) -> Lock:
+    """The lock of a target, checked to answer it.
+
+    Raises:
+        LockError: there is none, it is malformed, or the target has changed since: says which part.
+    """
+    path = path_of(root, target.name)
+    shown = f"targets/{target.name}.lock.json"
+    cure = f"./doit lock:{target.name}"
+    try:
+        lock = read(path, shown)
+    except FileNotFoundError as error:
+        raise LockError(f"target {target.name} is not locked", where=shown, cure=cure) from error
+    stale = [part for part, digest in request_digests(target).items() if lock.request[part] != digest]
+    if stale:
+        words = [PARTS[part] for part in stale]
+        raise LockError("the lock does not fit its target any more", where=shown,
+                        expected=f"a lock for what {target.files[0]} asks now",
+                        found=" and ".join(title for _, title in words) + " for what it asked before",
+                        cure=cure + (f", or {cure} --only {words[0][0]}" if len(words) == 1 else ""))
+    return lock
+
+
+@dataclass(frozen=True)
+class Change:
+    """One difference between two locks: `old` or `new` is empty when the entry came or went."""
+
+    section: str
+    name: str
+    old: str
+    new: str
+
+
+def compare(old: Lock | None, new: Lock) -> list[Change]:
+    """What changed, by section and name. Same version with another hash shows the hashes."""
+    found: list[Change] = []
+    for section in SECTIONS:
+        before = {(e.name, e.architecture): e for e in (getattr(old, section) if old else ())}
+        after = {(e.name, e.architecture): e for e in getattr(new, section)}
+        for key in sorted(before.keys() | after.keys()):
+            a, b = before.get(key), after.get(key)
+            if a and b and a.sha256 == b.sha256:
+                continue
+            same = a and b and a.version == b.version
+            text = [f"{e.version} sha256:{e.sha256[:12]}" if e and same else e.version if e else "" for e in (a, b)]
+            found.append(Change(section, key[0], text[0], text[1]))
+    old_base: Mapping[str, Any] = old.base if old else {}
+    for name in sorted(old_base.keys() | new.base.keys()):
+        if old_base.get(name) != new.base.get(name):
+            found.append(Change("base", name, _short(old_base.get(name)), _short(new.base.get(name))))
+    return found
+
+
+def _short(value: Any) -> str:
+    text = "" if value is None else value if isinstance(value, str) else json.dumps(value, sort_keys=True)
+    return text if len(text) <= 60 else text[:57] + "…"

@@ -1,0 +1,81 @@
+"""One checkout: its targets, locks, graphs, store and last builds, each read at most once a run.
+
+Knows where things lie. Makes graphs out of the mission's stages (`stages.base` … `stages.image`).
+"""
+
+from __future__ import annotations
+
+import os
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from cache import canonical
+from cache.store import Store
+from stages import base, cuda, deps, image, torch, triton, vllm
+from stages.graph import Graph, Stage
+from stages.lockfile import Lock
+from stages.lockfile import load as load_lock
+from stages.target import Target
+from stages.target import load as load_target
+
+
+class Project:
+    """`root` is the directory of dodo.py."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._targets: dict[str, Target] = {}
+        self._locks: dict[str, Lock] = {}
+        self._graphs: dict[str, Graph] = {}
+        self._lock_data: dict[str, dict[str, Any]] = {}
+
+    @cached_property
+    def store(self) -> Store:
+        return Store.open()
+
+    def target(self, name: str) -> Target:
+        if name not in self._targets:
+            self._targets[name] = load_target(self.root, name)
+        return self._targets[name]
+
+    def lock(self, name: str) -> Lock:
+        if name not in self._locks:
+            self._locks[name] = load_lock(self.root, self.target(name))
+        return self._locks[name]
+
+    def lock_data(self, name: str) -> dict[str, Any]:
+        """The lock as plain data, for checks."""
+        if name not in self._lock_data:
+            self._lock_data[name] = self.lock(name).to_json()
+        return self._lock_data[name]
+
+    def graph(self, name: str) -> Graph:
+        if name not in self._graphs:
+            self._graphs[name] = graph(self.target(name), self.lock(name), self.root)
+        return self._graphs[name]
+
+    def suites(self) -> list[dict[str, str]]:
+        """The suites that the locks read in this run were resolved from."""
+        return [suite for lock in self._locks.values() for suite in lock.base.get("suites", ())]
+
+    def root_name(self, name: str) -> str:
+        """The gc root of a target built in this checkout."""
+        return f"{name}-{canonical.sha256(os.fsencode(self.root.absolute()))[7:19]}"
+
+    def last(self, name: str) -> dict[str, Any]:
+        """What the last build of a target left in its root: `stages` (name to action key), `manifest`; or {}."""
+        return self.store.root_named(self.root_name(name)) or {}
+
+    def result(self, name: str) -> Path:
+        return self.root / f"result-{name}"
+
+
+def graph(target: Target, lock: Lock, root: Path) -> Graph:
+    """The stages of a target: layers as siblings, then the image, then what attests it."""
+    layers: list[Stage] = [
+        *base.stages(target, lock),
+        *(stage for module in (cuda, torch, deps, vllm) if (stage := module.stage(target, lock)) is not None),
+        *triton.stages(target, lock, root),
+    ]
+    return Graph(target.name, (*layers, *image.stages(target, lock, layers)))

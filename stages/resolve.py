@@ -1,0 +1,247 @@
+"""`lock:<target>`: resolve what a target wants and write its lock. The only step that may see "latest".
+
+Joins the resolvers of `lock/` and `oci/`; decides nothing about packages itself. The lock is written whole, after
+everything was resolved: a failure leaves the old one as it was.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cache.errors import LockError, StagecraftError
+from stages.lockfile import PARTS, Change, Lock, LockedFile, compare, path_of, read, request_digests
+from stages.project import Project
+from stages.target import Target
+
+if TYPE_CHECKING:
+    from oci.base import LockedBase
+
+ARCHITECTURES = {"arm64": "aarch64", "amd64": "x86_64"}
+
+
+@dataclass(frozen=True)
+class LockChange:
+    """What locking did."""
+
+    target: str
+    changes: tuple[Change, ...]
+    counts: Mapping[str, int]
+
+    def to_json(self) -> dict[str, Any]:
+        return {"target": self.target, "counts": dict(self.counts),
+                "changes": [vars(change) for change in self.changes]}
+
+    def text(self) -> str:
+        lines = [f"  {c.section:<6} {c.name:<36} {c.old or '(new)'} -> {c.new or '(gone)'}" for c in self.changes]
+        counts = ", ".join(f"{count} {section}" for section, count in self.counts.items() if count)
+        if not self.changes:
+            return f"{self.target}: the lock is as it was ({counts})"
+        return "\n".join([*lines, f"{self.target}: {len(self.changes)} changes; {counts}"])
+
+
+def lock(project: Project, name: str, log: Callable[[str], None], *, upgrade: bool | Collection[str] = False,
+         only: str = "", exclude_newer: str = "") -> LockChange:
+    """Resolve and write `targets/<name>.lock.json`.
+
+    Args:
+        upgrade: True moves every pin, a collection of names only those; otherwise what satisfies stays.
+        only: "wheels" or "debs" leaves the other part as it was, and answering what it answered.
+        exclude_newer: a date; wheels uploaded later are not seen.
+
+    Raises:
+        LockError: no solution, or an index that cannot serve it.
+        FetchError: an index that does not answer.
+    """
+    target = project.target(name)
+    path = path_of(project.root, name)
+    old = _previous(path, log)
+    if only and old is None:
+        raise LockError(f"there is no sound lock to keep the rest of, so --only {only} cannot work",
+                        where=f"targets/{name}.lock.json", cure=f"./doit lock:{name}")
+    parts = _Parts(project, target, old, log, _moving(upgrade), exclude_newer)
+    if only == "wheels" and old is not None:
+        base, python, debs = old.base, old.python, old.debs
+    else:
+        base, python, debs = parts.base()
+    if only == "debs" and old is not None:
+        wheels, files = old.wheels, old.files
+        if (wheels or files) and dict(python) != dict(old.python):
+            raise LockError("the base has another Python or glibc than the wheels were resolved for",
+                            where=f"targets/{name}.lock.json", found=f"Python {python['version']}, glibc "
+                            f"{python['glibc']}", expected=f"Python {old.python['version']}, glibc "
+                            f"{old.python['glibc']}", cure=f"./doit lock:{name}")
+    else:
+        wheels, files = parts.wheels(python)
+    new = Lock(name, _answered(target, old, only), base, python, debs, wheels, files)
+    changes = compare(old, new)
+    text = new.dumps()
+    if not path.exists() or path.read_bytes() != text.encode():
+        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+    return LockChange(name, tuple(changes), {"debs": len(debs), "wheels": len(wheels), "files": len(files)})
+
+
+def _previous(path: Path, log: Callable[[str], None]) -> Lock | None:
+    """The lock whose pins are kept. A malformed one (a merge gone wrong) keeps none: the way out is to lock again."""
+    try:
+        return read(path, f"targets/{path.name}")
+    except FileNotFoundError:
+        return None
+    except LockError as error:
+        log(f"  warning: {error.message} ({error.where}); its pins are not kept")
+        return None
+
+
+def _answered(target: Target, old: Lock | None, only: str) -> dict[str, str]:
+    """`request` of the new lock: a part that was left alone still answers what it answered before."""
+    asked = request_digests(target)
+    if not only or old is None:
+        return asked
+    return {part: digest if PARTS[part][0] == only else old.request[part] for part, digest in asked.items()}
+
+
+def _moving(upgrade: bool | Collection[str]) -> bool | frozenset[str]:
+    return upgrade if isinstance(upgrade, bool) else frozenset(upgrade)
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """The resolvers, each called with what the target says."""
+
+    project: Project
+    target: Target
+    old: Lock | None
+    log: Callable[[str], None]
+    upgrade: bool | frozenset[str]
+    exclude_newer: str
+
+    def base(self) -> tuple[dict[str, Any], dict[str, str], tuple[LockedFile, ...]]:
+        """Base, Python facts and Debian packages."""
+        described = self.target.data["base"]
+        if "image" in described:
+            return self._on_image(described["image"])
+        debian = described["debian"]
+        debs, suites = self._debs(debian, essential=True, status=None)
+        version = self.target.data["python"]["version"]
+        interpreter = f"python{version}"
+        if not any(deb.name in (interpreter, f"{interpreter}-minimal") for deb in debs) and self._needs_python():
+            found = sorted(d.name for d in debs if d.name.startswith("python3.") and d.name.endswith("-minimal"))
+            raise LockError(f"the base has no Python {version}", where=f"targets/{self.target.name}.yaml",
+                            found=", ".join(found) or "no Python at all",
+                            cure="set python.version to what the suite has, and add python3 to packages")
+        python = {"version": version, "executable": f"/usr/bin/{interpreter}",
+                  "glibc": self.target.data["python"]["glibc"],
+                  "site": f"usr/local/lib/{interpreter}/dist-packages", "scripts": "usr/local/bin",
+                  "data": "usr/local"}
+        return {"kind": "debian", "suites": suites}, python, debs
+
+    def _needs_python(self) -> bool:
+        return bool(self.target.data["wheels"]["requirements"]) or "torch" in self.target.data
+
+    def _on_image(self, reference: str) -> tuple[dict[str, Any], dict[str, str], tuple[LockedFile, ...]]:
+        from oci.base import lock_base
+
+        wanted = self.target.data["python"]["version"]
+
+        def resolved(name: str) -> LockedBase:
+            self.log(f"  reading the base image {name}")
+            return lock_base(name, {"os": "linux", "architecture": self.target.architecture},
+                             added=self.target.data["packages"], python=wanted)
+
+        kept = self._kept(reference)
+        try:
+            found = resolved(kept)
+        except LockError as error:
+            if kept == reference:
+                raise
+            self.log(f"  {error.message}: what {reference} is now is looked up again")
+            found = resolved(reference)
+        python = dict(found.python)
+        if python["version"] != wanted:
+            raise LockError("the base image has another Python", where=reference, expected=wanted,
+                            found=python["version"], cure=f'set python.version to "{python["version"]}"')
+        debs: tuple[LockedFile, ...] = ()
+        suites: list[dict[str, str]] = []
+        if self.target.data["packages"]:
+            system = found.os_release
+            for key in ("ID", "VERSION_CODENAME"):
+                if not system.get(key):
+                    raise LockError(f"the base image does not say which release it is: no {key} in its os-release",
+                                    where=reference, expected="Debian, Ubuntu or another with apt and named releases",
+                                    found=system.get("PRETTY_NAME") or system.get("ID"),
+                                    cure="take another base image, or add no packages to this one")
+            # An image is updated when it is made: what fits its exact versions is in these suites too.
+            debs, suites = self._debs(
+                {"distribution": system["ID"], "suite": system["VERSION_CODENAME"],
+                 "components": ["main", "universe"] if system["ID"] == "ubuntu" else ["main"],
+                 "archive": system["ID"], "security": True, "updates": True},
+                essential=False, status=found.status)
+        return {**found.to_json(), "suites": suites}, python, debs
+
+    def _kept(self, reference: str) -> str:
+        """The reference with the digest that the old lock has for it: a tag that moved is followed when asked to."""
+        from oci.reference import parse_reference
+
+        name = parse_reference(reference)
+        if self.old is None or self.old.base["kind"] != "image" or name.digest or self.upgrade is True:
+            return reference
+        before = parse_reference(self.old.base["reference"])
+        return f"{reference}@{self.old.base['digest']}" if (before.name, before.tag) == (name.name, name.tag) \
+            else reference
+
+    def _debs(self, debian: Mapping[str, Any], *, essential: bool,
+              status: bytes | None) -> tuple[tuple[LockedFile, ...], list[dict[str, str]]]:
+        from lock.debs import DebRequest, LockedDeb, lock_debs
+        from stages.fetching import archives
+
+        self.log(f"  resolving Debian packages of {debian['suite']} with apt")
+        request = DebRequest(
+            debian["archive"], debian["suite"], tuple(debian["components"]), self.target.architecture,
+            tuple(sorted(self.target.data["packages"])), essential=essential, security=debian["security"],
+            updates=debian["updates"], snapshot=debian.get("snapshot"), installed_status=status)
+        previous = [LockedDeb(d.name, d.version, d.architecture, d.file, d.size, d.sha256, d.index)
+                    for d in (self.old.debs if self.old else ())]
+        found = lock_debs(request, archives(self.project.root), previous=previous, upgrade=self.upgrade, log=self.log)
+        return (tuple(LockedFile(d.name, d.version, d.file, d.size, d.sha256, d.index, d.architecture)
+                      for d in found.debs), [dict(vars(state)) for state in found.suites])
+
+    def wheels(self, python: Mapping[str, str]) -> tuple[tuple[LockedFile, ...], tuple[LockedFile, ...]]:
+        """Wheels of the target, and those that are taken alone."""
+        from lock.indexes import load_indexes
+        from lock.wheels import LockedWheel, WheelRequest, lock_wheels
+
+        data = self.target.data
+        pinned = {name: data[name] for name in ("torch", "vllm") if name in data}
+        requirements = [f"{name}=={part['version']}" for name, part in pinned.items()]
+        alone = [f"nvidia-pytriton=={data['triton']['version']}"] if "triton" in data else []
+        if not (requirements or data["wheels"]["requirements"] or alone):
+            return (), ()
+        self.log("  resolving wheels with uv")
+        index_of = {name: part["index"] for name, part in pinned.items()}
+        if alone:
+            index_of["nvidia-pytriton"] = data["triton"]["index"]
+        request = WheelRequest(
+            requirements=(*requirements, *data["wheels"]["requirements"]),
+            overrides=tuple(entry["requirement"] for entry in data["wheels"]["overrides"]),
+            constraints=(), python=python["version"], machine=ARCHITECTURES[self.target.architecture],
+            glibc=min(python["glibc"], data["python"]["glibc"], key=lambda v: tuple(map(int, v.split(".")))),
+            index_of={name: index for name, index in index_of.items() if index != "default"}, alone=tuple(alone))
+        previous = [LockedWheel(w.name, w.version, w.file, w.size, w.sha256, w.index)
+                    for w in ((*self.old.wheels, *self.old.files) if self.old else ())]
+        try:
+            found = lock_wheels(request, load_indexes(self.project.root / "targets" / "indexes.yaml"),
+                                previous=previous, upgrade=self.upgrade, exclude_newer=self.exclude_newer or None,
+                                log=self.log)
+        except StagecraftError as error:
+            error.where = error.where or f"targets/{self.target.name}.yaml"
+            raise
+        return tuple(map(_file, found.wheels)), tuple(map(_file, found.alone))
+
+
+def _file(wheel: Any) -> LockedFile:
+    return LockedFile(wheel.name, wheel.version, wheel.file, wheel.size, wheel.sha256, wheel.index)

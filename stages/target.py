@@ -1,0 +1,278 @@
+"""Targets: what is wanted for one device. `targets/<name>.yaml`, format `stagecraft.target.v1`.
+
+Holds the schema (documented in docs/formats/target.md), reading with `extends`, and the facts that follow from a
+target alone. It reads nothing but the target files.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from cache.errors import InputError
+from stages.schema import Boolean, Document, Fields, Integer, ListOf, MapOf, Text, merge, nearest, read
+
+FORMAT = "stagecraft.target.v1"
+
+_VERSION = Text(r"\d[\w.+!-]*", "a version like 2.13.0")
+_MINOR = Text(r"\d+\.\d+", "two numbers like 3.11")
+_NAME = Text(r"[a-z0-9][a-z0-9.+-]*", "a lower-case name")
+_REASON = Text(r"\S.{9,}", "a reason of at least ten characters")
+_REQUIREMENT = Text(r"[A-Za-z0-9][\w.-]*(\[[\w,.-]+\])?\s*((==|>=|<=|<|>|~=|!=).+)?",
+                    "a requirement like numpy==1.26.4")
+
+_DEBIAN = Fields(
+    {
+        "distribution": _NAME, "suite": _NAME, "components": ListOf(_NAME), "archive": _NAME,
+        "security": Boolean(), "updates": Boolean(),
+        "snapshot": Text(r"\d{8}T\d{6}Z", "a snapshot date like 20261120T000000Z"),
+    },
+    required=("suite",),
+    defaults={"distribution": "debian", "components": ["main"], "archive": "debian", "security": False,
+              "updates": False},
+)
+
+SCHEMA = Fields(
+    {
+        "format": Text(choices=(FORMAT,)),
+        "extends": _NAME,
+        "description": Text(),
+        "platform": Text(choices=("linux/arm64", "linux/amd64")),
+        "device": Fields(
+            {
+                "name": Text(),
+                "compute_capability": Text(r"\d+\.\d|none", "a compute capability like 11.0, or none"),
+                "arch_list": Text(r"\d+\.\d[af]?( \d+\.\d[af]?)*|none", "an architecture list like 11.0a, or none"),
+                "cuda": Text(r"\d+\.\d+|none", "a CUDA version like 13.0, or none"),
+                "driver_floor": Text(r"\d+(\.\d+)*|none", "a driver version like 580, or none"),
+                "memory": Text(choices=("unified", "discrete", "none")),
+                "host": Fields({"os": Text(), "glibc": _MINOR}, required=("os", "glibc")),
+            },
+            required=("name", "compute_capability", "arch_list", "cuda", "driver_floor", "memory"),
+        ),
+        "base": Fields(
+            {"debian": _DEBIAN, "image": Text(r"[\w.:/-]+(@sha256:[0-9a-f]{64})?", "an image reference")},
+            one_of=("debian", "image"),
+        ),
+        "python": Fields({"version": _MINOR, "glibc": _MINOR}, required=("version", "glibc")),
+        "packages": MapOf(_REASON, r"[a-z0-9][a-z0-9.+-]+"),
+        "alternatives": MapOf(Text(r"/.+", "an absolute path"), r"[\w+.-]+"),
+        "torch": Fields({"version": _VERSION, "index": _NAME}, required=("version",), defaults={"index": "default"}),
+        "vllm": Fields({"version": _VERSION, "from": Text(choices=("wheel",)), "index": _NAME},
+                       required=("version",), defaults={"from": "wheel", "index": "default"}),
+        "triton": Fields({"version": _VERSION, "from": Text(choices=("pytriton",)), "index": _NAME,
+                          "bind": Text(r"[0-9a-fA-F:.]+", "an IP address")},
+                         required=("version",), defaults={"from": "pytriton", "index": "default", "bind": "127.0.0.1"}),
+        "wheels": Fields({
+            "requirements": ListOf(_REQUIREMENT),
+            "overrides": ListOf(Fields({"requirement": _REQUIREMENT, "reason": _REASON},
+                                       required=("requirement", "reason"))),
+            "collisions": ListOf(Fields({"path": Text(), "winner": _NAME, "reason": _REASON},
+                                        required=("path", "winner", "reason"))),
+            "records": ListOf(Fields({"wheel": _NAME, "path": Text(), "reason": _REASON},
+                                     required=("wheel", "path", "reason"))),
+        }, defaults={"requirements": [], "overrides": [], "collisions": [], "records": []}),
+        "layers": MapOf(ListOf(Text(r"[a-z0-9*?\[\]-]+", "a wheel name or pattern")), r"cuda|torch|deps|vllm"),
+        "image": Fields({
+            "user": Fields({"name": _NAME, "uid": Integer(1, 65533), "gid": Integer(1, 65533)},
+                           required=("name", "uid", "gid")),
+            "environment": MapOf(Text(), r"[A-Za-z_]\w*"),
+            "command": ListOf(Text()),
+            "ports": ListOf(Integer(1, 65535)),
+            "labels": MapOf(Text(), r"[a-z0-9][a-z0-9./_-]*"),
+            "compression": Fields({"name": Text(choices=("zstd", "gzip")), "level": Integer(1, 19)},
+                                  required=("name", "level")),
+        }, defaults={"environment": {}, "command": [], "ports": [], "labels": {},
+                     "compression": {"name": "zstd", "level": 3}}),
+        "waivers": ListOf(Fields({"check": _NAME, "subject": Text(), "reason": _REASON},
+                                 required=("check", "subject", "reason"))),
+    },
+    required=("format", "description", "platform", "device", "base", "python"),
+    defaults={
+        "packages": {}, "alternatives": {}, "waivers": [],
+        "wheels": {"requirements": [], "overrides": [], "collisions": [], "records": []},
+        "image": {"environment": {}, "command": [], "ports": [], "labels": {},
+                  "compression": {"name": "zstd", "level": 3}},
+    },
+)
+
+#: Target fields that each part of a lock answers. A change in one of them makes that part out of date.
+REQUEST_FIELDS = {
+    "base": ("platform", "base", "python", "packages"),
+    "wheels": ("platform", "python", "torch", "vllm", "triton", "wheels"),
+}
+
+#: Sections whose wheel has a layer of its own, in which its check reads it.
+OWN_LAYERS = ("torch", "vllm")
+#: What image.environment may hold in braces; a brace that is text is written twice.
+PLACEHOLDER = re.compile(r"\{\{|\}\}|\{site\}|\{arch_list\}|[{}]")
+
+
+@dataclass(frozen=True)
+class Target:
+    """One target with everything it extends resolved and all defaults filled in.
+
+    Attributes:
+        name: the file's stem.
+        data: plain JSON values, keys as in docs/formats/target.md.
+        files: the YAML files it was read from, relative to the project, the target's own first.
+    """
+
+    name: str
+    data: Mapping[str, Any]
+    files: tuple[str, ...]
+
+    @property
+    def architecture(self) -> str:
+        """OCI name: arm64 or amd64."""
+        return str(self.data["platform"]).partition("/")[2]
+
+    @property
+    def machine(self) -> str:
+        """Kernel and wheel name: aarch64 or x86_64."""
+        return {"arm64": "aarch64", "amd64": "x86_64"}[self.architecture]
+
+    def request(self) -> dict[str, dict[str, Any]]:
+        """What `lock` resolves, by part ("base", "wheels"); reasons and layer names are no part of it."""
+        wheels = self.data["wheels"]
+        asked = {**self.data, "packages": sorted(self.data["packages"]),
+                 "triton": {k: v for k, v in self.data.get("triton", {}).items() if k != "bind"},
+                 "wheels": {"requirements": wheels["requirements"],
+                            "overrides": [entry["requirement"] for entry in wheels["overrides"]]}}
+        return {part: {key: asked[key] for key in fields if key in asked} for part, fields in REQUEST_FIELDS.items()}
+
+
+def json_schema() -> dict[str, Any]:
+    """docs/formats/target.schema.json. Maps require nothing there: what one lacks a target that it extends may have."""
+    def partial(schema: dict[str, Any]) -> dict[str, Any]:
+        if "properties" in schema:
+            schema.pop("required", None)
+            schema.pop("oneOf", None)
+            for below in schema["properties"].values():
+                partial(below)
+        return schema
+
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": FORMAT, **partial(SCHEMA.json_schema())}
+
+
+def names(root: Path) -> list[str]:
+    """All targets declared below `root`/targets, sorted."""
+    import os
+
+    try:
+        return sorted(name[:-5] for name in os.listdir(root / "targets")
+                      if name.endswith(".yaml") and name != "indexes.yaml")
+    except FileNotFoundError:
+        return []
+
+
+def load(root: Path, name: str) -> Target:
+    """Read `targets/<name>.yaml`.
+
+    Raises:
+        InputError: no such target (with the nearest name), or anything wrong in it, with file and line.
+    """
+    known = names(root)
+    if name not in known:
+        guess = nearest(name, known)
+        raise InputError(f"no target {name!r}", where="targets/", expected="one of " + (", ".join(known) or "(none)"),
+                         cure=f"did you mean {guess!r}?" if guess else f"write targets/{name}.yaml")
+    chain: list[Document] = []
+    files: list[str] = []
+    following: str | None = name
+    while following is not None:
+        shown = f"targets/{following}.yaml"
+        if shown in files:
+            raise InputError("targets extend each other in a circle", where=" -> ".join([*files, shown]))
+        document = read(root / shown, shown)
+        files.append(shown)
+        chain.append(document)
+        parent = document.data.get("extends") if isinstance(document.data, dict) else None
+        if parent is not None and (not isinstance(parent, str) or parent not in known):
+            guess = nearest(str(parent), known)
+            raise InputError(f"extends an unknown target {parent!r}", where=document.place(("extends",)),
+                             cure=f"did you mean {guess!r}?" if guess else None)
+        following = parent
+    merged = chain[-1]
+    for document in reversed(chain[:-1]):
+        merged = merge(merged, document)
+    data = SCHEMA.check(merged.data, merged, ())
+    data.pop("extends", None)
+    data.setdefault("layers", {**{name: [name] for name in OWN_LAYERS if name in data}, "deps": ["*"]})
+    _consistent(data, merged)
+    _layers(data, merged)
+    _image(data["image"], merged)
+    _waivers(data["waivers"], merged)
+    return Target(name, data, tuple(files))
+
+
+def _consistent(data: Mapping[str, Any], document: Document) -> None:
+    """Pairs that cannot be: named with the line that says so."""
+    device = data["device"]
+    capability = device["compute_capability"]
+    if capability != "none":
+        archs = [arch.rstrip("af") for arch in device["arch_list"].split()]
+        if capability not in archs:
+            raise InputError("the architecture list does not serve the device",
+                             where=document.place(("device", "arch_list")),
+                             expected=f"{capability} or {capability}a in it", found=device["arch_list"])
+        if "none" in (device["cuda"], device["driver_floor"]):
+            raise InputError("a device with a compute capability needs cuda and driver_floor",
+                             where=document.place(("device",)))
+    if "vllm" in data and "torch" not in data:
+        raise InputError("vllm needs torch", where=document.place(("vllm",)), cure="add a torch section")
+
+
+def layer_rules(patterns: Mapping[str, list[str]]) -> list[tuple[str, str]]:
+    """`(pattern, layer)`, first come first served: exact names before patterns, longer patterns before shorter."""
+    return sorted(((pattern, layer) for layer, listed in patterns.items() for pattern in listed),
+                  key=lambda rule: (any(c in rule[0] for c in "*?["), -len(rule[0]), rule[0]))
+
+
+def layer_of(wheel: str, rules: Iterable[tuple[str, str]]) -> str | None:
+    """The layer that takes a wheel."""
+    return next((layer for pattern, layer in rules if fnmatchcase(wheel, pattern)), None)
+
+
+def _layers(data: Mapping[str, Any], document: Document) -> None:
+    rules = layer_rules(data["layers"])
+    for name in OWN_LAYERS:
+        if name in data["layers"] and name not in data:
+            raise InputError(f"layer {name!r} without a section {name!r}", where=document.place(("layers", name)))
+        taken = layer_of(name, rules)
+        if name in data and taken != name:
+            raise InputError(f"the wheel {name} is not in the layer {name}, where its check reads it",
+                             where=document.place(("layers",)), expected=f"{name}: [{name}] in layers",
+                             found=f"layer {taken} takes it" if taken else "no layer takes it",
+                             cure=f"add {name}: [{name}], or leave out layers altogether")
+
+
+def _image(described: Mapping[str, Any], document: Document) -> None:
+    for name, text in described["environment"].items():
+        if any(found in ("{", "}") for found in PLACEHOLDER.findall(text)):
+            raise InputError(f"unknown placeholder in image.environment.{name}",
+                             where=document.place(("image", "environment", name)),
+                             expected="{site} or {arch_list}; {{ and }} for braces that are text", found=text)
+    for name in described["labels"]:
+        if name.startswith("io.stagecraft."):
+            raise InputError(f"the label {name} is derived from the lock, never written",
+                             where=document.place(("image", "labels", name)), cure="take a name of your own domain")
+
+
+def _waivers(waivers: list[Mapping[str, str]], document: Document) -> None:
+    if not waivers:
+        return
+    from checks.registry import CHECKS
+
+    known = [check.id for check in CHECKS]
+    for number, waiver in enumerate(waivers):
+        if waiver["check"] not in known:
+            guess = nearest(waiver["check"], known)
+            raise InputError(f"a waiver of an unknown check {waiver['check']!r}",
+                             where=document.place(("waivers", str(number), "check")),
+                             expected="one of " + ", ".join(known),
+                             cure=f"did you mean {guess!r}?" if guess else "docs/checks.md lists all checks")

@@ -1,0 +1,12 @@
+"""The `vllm` stage: vLLM alone, so that a bump moves one layer."""
+
+from __future__ import annotations
+
+from stages.graph import Stage
+from stages.layers import wheels_stage
+from stages.lockfile import Lock
+from stages.target import Target
+
+
+def stage(target: Target, lock: Lock) -> Stage | None:
+    return wheels_stage("vllm", "vLLM alone", target, lock)
