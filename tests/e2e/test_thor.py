@@ -1,0 +1,80 @@
+"""The main job: `build:thor` on real input, its digest, and the image in a Docker engine under an emulator.
+
+Uses the store named by STAGECRAFT_TEST_STORE if it is set (CI has just built thor there), else one of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.docker_engine import registered_qemu, running_engine
+from tests.support.front import HERE, doit, make_project, manifest_of
+from tests.support.qemu import qemu_aarch64
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    given = os.environ.get("STAGECRAFT_TEST_STORE")
+    if given:
+        yield Path(given)
+        return
+    made = tmp_path_factory.mktemp("thor-store") / "store"
+    yield made
+    shutil.rmtree(made, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def thor(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project in a directory of its own with the committed targets and locks, thor built."""
+    root = make_project(tmp_path_factory.mktemp("thor") / "project")
+    for file in (HERE / "targets").iterdir():
+        shutil.copy(file, root / "targets")
+    doit(root, store, "build:thor")
+    return root
+
+
+def test_manifest_digest_is_the_committed_one(thor: Path) -> None:
+    assert manifest_of(thor, "thor") == (HERE / "targets" / "thor.digest").read_text().strip()
+
+
+def test_skopeo_reads_the_result_as_arm64(thor: Path) -> None:
+    inspect = ["skopeo", "inspect", f"oci:{thor / 'result-thor'}"]
+    found = json.loads(subprocess.run(inspect, capture_output=True, text=True, check=True).stdout)
+    assert (found["Os"], found["Architecture"]) == ("linux", "arm64")
+    assert found["Labels"]["io.stagecraft.arch-list"] == "11.0a"
+    assert "not for open networks" in found["Labels"]["io.stagecraft.triton.notice"]
+    assert "numpy==1.26.4" in found["Labels"]["io.stagecraft.waivers"]
+
+
+def test_spark_after_thor_assembles_no_layer_and_differs_in_what_it_should(thor: Path, store: Path) -> None:
+    done = doit(thor, store, "build:spark", "--json")
+    assert set(json.loads(done.stdout)["built"]) <= {"image", "attest"}
+    assert manifest_of(thor, "spark") == (HERE / "targets" / "spark.digest").read_text().strip()
+    configs = []
+    for target in ("thor", "spark"):
+        blobs = thor / f"result-{target}" / "blobs/sha256"
+        manifest = json.loads((blobs / manifest_of(thor, target)[7:]).read_text())
+        configs.append(json.loads((blobs / manifest["config"]["digest"][7:]).read_text()))
+    assert configs[0]["rootfs"] == configs[1]["rootfs"]
+    changed = set(configs[0]["config"]["Env"]) ^ set(configs[1]["config"]["Env"])
+    assert changed == {f"{name}_CUDA_ARCH_LIST={arch}" for name in ("TORCH", "FLASHINFER")
+                       for arch in ("11.0a", "12.1a")}
+
+
+def test_docker_runs_torch_of_the_loaded_image(thor: Path, store: Path, tmp_path: Path) -> None:
+    program = "import torch; print(torch.__version__, torch.version.cuda)"
+    with running_engine(tmp_path / "engine", storage_driver="overlay2") as engine:
+        done = doit(thor, store, "load:thor", "--json", DOCKER_HOST=engine.host)
+        image = json.loads(done.stdout)["names"][0]
+        with registered_qemu(qemu_aarch64(tmp_path / "qemu")):
+            # oneDNN warns on standard error that the emulator shows no MIDR_EL1.
+            assert engine.run(image, ["python3", "-c", program]).splitlines()[-1] == "2.13.0+cu130 13.0"
+            assert engine.run(image, ["sh", "-c", "id -un; nvcc=$TRITON_PTXAS_PATH; test -x $nvcc && echo ptxas"]) == (
+                "triton-server\nptxas\n")

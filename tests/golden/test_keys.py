@@ -1,0 +1,107 @@
+"""Golden keys: the plan key of every stage of a fixed target and lock.
+
+A change here re-keys every store in the world: it must be meant. If what a builder makes changed, its version in
+`stages/builders.py` goes up and the new keys are entered below; if nothing that it makes changed, the code is wrong.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from stages.graph import Graph, plan_keys
+from stages.lockfile import parse
+from stages.project import graph
+from stages.target import load
+from tests.support.front import make_project
+
+TARGET = """\
+format: stagecraft.target.v1
+description: golden
+platform: linux/arm64
+device: {name: Golden, compute_capability: "11.0", arch_list: 11.0a, cuda: "13.0", driver_floor: "580", memory: unified}
+base: {debian: {suite: bookworm}}
+python: {version: "3.11", glibc: "2.36"}
+packages: {python3: the interpreter of the image}
+torch: {version: "2.13.0"}
+vllm: {version: "0.32.0"}
+triton: {version: "0.7.0"}
+layers: {cuda: ["nvidia-*"], torch: [torch], vllm: [vllm], deps: ["*"]}
+image: {user: {name: golden, uid: 1000, gid: 1000}, environment: {ARCH: "{arch_list}", SITE: "{site}"}, ports: [8000]}
+"""
+
+TABLE = """\
+releases:
+  - {since: "0.7.0", before: "0.7.1", triton: "2.51.0", container: "24.10", advisories: [CVE-1], fixed: "25.07"}
+fixed: true
+"""
+
+KEYS = {
+    "base": "sha256:55353c1d893b39917074897652d6f2f27adccd4b50eb3f2ffc1e8aeeb6d99f06",
+    "cuda": "sha256:48d26b58885e5856ee2cc112a1cff7c8504a5601a29bf1b00840979055b95276",
+    "torch": "sha256:75e1dd42b6772606d212a3a2a56235bc5418d9beb30f6cb78ac9b7569d394a0c",
+    "deps": "sha256:d2ed6d7499cfda1b9ff5920b74113e63a5f10ec1d45add7b3ccfc931243339c7",
+    "vllm": "sha256:ad163340d83a9d2ee2522860b55d7cdf4fa729f0b14ca9a11439629e0d04facc",
+    "triton": "sha256:524808ef5f5fedc0c0bd006ad2cb87edbba0993c1b299070266775b91b5ab0ce",
+    "serve": "sha256:a60d79e87d006d535fddbf1d55d1912298107ac3548f433ab32a37e04ba0c2ed",
+    "image": "sha256:1f67d2506ea50d88daf85d1e8d7e5b8933d90b60a1f2e6a0986d5a9e25c7623b",
+    "attest": "sha256:027714f4ee34f5292c0ad02766dab0324c12d095cb899f08bb5d4e320e50d993",
+}
+
+
+def entry(name: str, version: str, file: str, digit: str) -> dict[str, Any]:
+    return {"name": name, "version": version, "file": file, "size": 1000, "sha256": digit * 64, "index": "default"}
+
+
+LOCK = {
+    "format": "stagecraft.lock.v1", "target": "golden",
+    "request": dict.fromkeys(("base", "wheels"), "sha256:" + "0" * 64),
+    "base": {"kind": "debian", "suites": []},
+    "python": {"version": "3.11", "executable": "/usr/bin/python3.11", "glibc": "2.36",
+               "site": "usr/local/lib/python3.11/dist-packages", "scripts": "usr/local/bin", "data": "usr/local"},
+    "debs": [{**entry("python3", "3.11.2-1", "pool/main/p/python3/python3_3.11.2-1_arm64.deb", "1"),
+              "architecture": "arm64"}],
+    "wheels": [entry(name, "1", f"{name.replace('-', '_')}-1-py3-none-any.whl", digit)
+               for name, digit in (("nvidia-cublas", "2"), ("torch", "3"), ("six", "4"), ("vllm", "5"))],
+    "files": [entry("nvidia-pytriton", "0.7.0", "nvidia_pytriton-0.7.0-py3-none-manylinux_2_35_aarch64.whl", "6")],
+}
+
+
+@pytest.fixture
+def golden(tmp_path: Path) -> Graph:
+    """The graph of the fixed target. Templates and tables are fixed too: editing those must not look like a new key."""
+    root = make_project(tmp_path / "project", golden=TARGET)
+    (root / "templates" / "entrypoint.sh.j2").write_text("fixed\n")
+    (root / "triton" / "pytriton-layout.yaml").write_text(TABLE)
+    return graph(load(root, "golden"), parse(json.dumps(LOCK), "golden.lock.json"), root)
+
+
+def test_keys_are_the_golden_ones(golden: Graph) -> None:
+    assert plan_keys(golden) == KEYS
+
+
+@pytest.mark.parametrize("name", sorted(KEYS))
+def test_every_part_of_a_stage_is_in_its_key(golden: Graph, name: str) -> None:
+    stage = golden.stage(name)
+    builder = dataclasses.replace(stage.builder, version=stage.builder.version + 1)
+    variants = [
+        dataclasses.replace(stage, builder=builder),
+        dataclasses.replace(stage, platform={**stage.platform, "architecture": "riscv64"}),
+        dataclasses.replace(stage, environment={"A": "b"}),
+        dataclasses.replace(stage, params={**stage.params, "more": 1}),
+        dataclasses.replace(stage, inputs=dict(list(stage.inputs.items())[1:])),
+        dataclasses.replace(stage, kind="run"),
+    ]
+    keys = {KEYS[name]}
+    for variant in variants:
+        stages = tuple(variant if other.name == name else other for other in golden.stages)
+        keys.add(plan_keys(Graph("g", stages))[name])
+    assert len(keys) == len(variants) + 1
+    for kept in (dataclasses.replace(stage, title="another"), dataclasses.replace(stage, gates=("other",)),
+                 dataclasses.replace(stage, mirrors=("other",)), dataclasses.replace(stage, labels={"a": "b"})):
+        stages = tuple(kept if other.name == name else other for other in golden.stages)
+        assert plan_keys(Graph("other name", stages))[name] == KEYS[name]

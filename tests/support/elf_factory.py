@@ -1,0 +1,45 @@
+"""Makes small ELF files: 64 bit, little endian, well-formed for readers, with a dynamic section. They hold no code."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable
+
+MACHINES = {"aarch64": 183, "x86_64": 62}
+_DYNAMIC = {"soname": 14, "rpath": 15, "runpath": 29, "needed": 1}
+
+
+def make_elf(machine: str = "aarch64", *, kind: int = 3, needed: Iterable[str] = (), soname: str = "", rpath: str = "",
+             runpath: str = "", interpreter: str = "", extra: bytes = b"") -> bytes:
+    """An ELF file of a machine as `uname -m` says it.
+
+    Args:
+        kind: `e_type`: 1 object, 2 executable, 3 shared.
+        extra: bytes appended, within the loaded segment.
+    """
+    strings = bytearray(b"\0")
+
+    def text(value: str) -> int:
+        at = len(strings)
+        strings.extend(value.encode() + b"\0")
+        return at
+
+    tags = [(_DYNAMIC["needed"], text(name)) for name in needed]
+    for name, value in (("soname", soname), ("rpath", rpath), ("runpath", runpath)):
+        if value:
+            tags.append((_DYNAMIC[name], text(value)))
+    interp_at = text(interpreter) if interpreter else 0
+    segments = 3 if interpreter else 2
+    strings_at = 64 + 56 * segments
+    dynamic_at = (strings_at + len(strings) + 15) // 16 * 16
+    dynamic = b"".join(struct.pack("<2Q", *tag) for tag in [*tags, (5, strings_at), (10, len(strings)), (0, 0)])
+    size = dynamic_at + len(dynamic) + len(extra)
+    head = b"\x7fELF\2\1\1" + bytes(9) + struct.pack("<2HI3QI6H", kind, MACHINES[machine], 1, 0, 64, 0, 0, 64, 56,
+                                                     segments, 64, 0, 0)
+    heads = struct.pack("<2I6Q", 1, 5, 0, 0, 0, size, size, 4096)
+    heads += struct.pack("<2I6Q", 2, 4, dynamic_at, dynamic_at, dynamic_at, len(dynamic), len(dynamic), 8)
+    if interpreter:
+        length = len(interpreter) + 1
+        at = strings_at + interp_at
+        heads += struct.pack("<2I6Q", 3, 4, at, at, at, length, length, 1)
+    return (head + heads + bytes(strings)).ljust(dynamic_at, b"\0") + dynamic + extra
