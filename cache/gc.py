@@ -29,6 +29,8 @@ from cache.store import Store
 _HOUR, _DAY = 3600, 86400
 #: Days that an interrupted download or the log of a failed build waits, if `keep_days` says nothing.
 _UNFINISHED_DAYS = 7
+#: Days that a derived fact stays after its last use.
+_DERIVED_DAYS = 30
 
 
 @dataclass(frozen=True)
@@ -286,6 +288,9 @@ def _plan_leftovers(store: Store, found: Found, keep_days: int | None,
     for name, there in inventory.files(store, "logs"):
         if _age(found.now, there.st_mtime_ns) >= days * _DAY:
             drop("log", "logs", name, there.st_size, f"a failed build of {days} days ago or more")
+    for path, there in inventory.derived(store):
+        if _age(found.now, there.st_mtime_ns) >= _DERIVED_DAYS * _DAY:
+            drop("derived", "derived", path, there.st_size, f"not used for {_DERIVED_DAYS} days")
     for name, there in inventory.files(store, "tmp"):
         # A directory cannot show that it is in use, but none is in use for a day.
         if stat.S_ISDIR(there.st_mode):
@@ -326,7 +331,7 @@ def _sweep(store: Store, moves: list[str]) -> None:
             os.rename(path, f"{into}/{number}")
         if fd >= 0:
             os.close(fd)
-        if move.startswith("records/"):
+        if move.startswith(("records/", "derived/")):
             emptied.add(os.path.dirname(path))
     for directory in emptied:
         with contextlib.suppress(OSError):

@@ -111,6 +111,16 @@ def verdicts(store: Store) -> Iterator[tuple[str, os.stat_result, dict[str, Any]
         yield os.path.relpath(path, base), there, value if isinstance(value, dict) else None
 
 
+def derived(store: Store) -> Iterator[tuple[str, os.stat_result]]:
+    """Path below `derived/` and stat of every fact that `cache.derived` keeps."""
+    base = store.root / "derived"
+    for kind in _names(base):
+        for path, _ in _two_levels(base / kind):
+            there = _stat(path)
+            if there is not None:
+                yield os.path.relpath(path, base), there
+
+
 def sessions(store: Store) -> tuple[frozenset[str], list[str]]:
     """Names that running processes use, and the session files whose process is gone."""
     used: set[str] = set()
