@@ -22,12 +22,12 @@ from packaging.version import Version
 from assemble.wheel_file import Places, PlannedFile, Wheel, read_wheel
 from assemble.wheel_tags import Image
 from assemble.wheels import write_file
-from assemble.zip_reader import ZipReader
 from cache import canonical
 from cache.archive import LayerWriter
 from cache.build import BuildContext
 from cache.errors import IntegrityError, StageError
 from cache.store import Blob
+from cache.zip_reader import ZipReader
 
 _WHEEL = "wheel"
 

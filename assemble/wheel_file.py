@@ -38,8 +38,8 @@ from packaging.version import InvalidVersion, Version
 
 from assemble.wheel_metadata import package_of
 from assemble.wheel_tags import Image
-from assemble.zip_reader import Member, ZipReader
 from cache.errors import IntegrityError, StageError
+from cache.zip_reader import Member, ZipReader
 
 if TYPE_CHECKING:
     from installer.scripts import ScriptSection

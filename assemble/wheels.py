@@ -31,12 +31,12 @@ from packaging.utils import canonicalize_name
 
 from assemble.wheel_file import PlannedFile, Wheel, places_of, read_wheel
 from assemble.wheel_tags import Image
-from assemble.zip_reader import ZipReader
 from cache import canonical
 from cache.archive import Layer, LayerWriter
 from cache.build import BuildContext
 from cache.errors import IntegrityError
 from cache.store import Blob
+from cache.zip_reader import ZipReader
 
 _PREFIX = "wheels/"
 #: Bytes between two progress reports.

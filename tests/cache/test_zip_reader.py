@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from assemble import zip_reader
-from assemble.zip_reader import ZipReader
+from cache import zip_reader
 from cache.errors import IntegrityError
+from cache.zip_reader import ZipReader
 
 
 def archive(path: Path, members: dict[str, bytes], method: int = zipfile.ZIP_DEFLATED, **how: bool) -> Path:

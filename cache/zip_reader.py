@@ -1,4 +1,4 @@
-"""Reads zip archives by their central directory: strict, streaming, with pread.
+"""Reads zip archives by their central directory: strict, streaming, by offset, out of a file or of a `Ranged` source.
 
 Made for wheels from outside: whatever one reader could see otherwise than another is refused
 (members that overlap, local headers that contradict the directory, data after the end, two names
@@ -14,9 +14,10 @@ import hashlib
 import os
 import stat
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, Protocol
 
 from isal import igzip_lib, isal_zlib
 
@@ -40,6 +41,21 @@ _END64 = struct.Struct("<4sQ2H2I4Q")
 _LOCATOR = struct.Struct("<4sIQI")
 #: Room for the extra field of a local header, so that most members are one read.
 _SLACK = 64
+
+
+class Ranged(Protocol):
+    """Bytes by offset: a file elsewhere."""
+
+    @property
+    def size(self) -> int:
+        """Bytes in all."""
+        ...
+
+    def pread(self, count: int, offset: int) -> bytes:
+        """`count` bytes at `offset`; fewer only where the file ends."""
+        ...
+
+    def close(self) -> None: ...
 
 
 class Member:
@@ -66,26 +82,28 @@ class ZipReader:
     """An open archive; use as a context manager.
 
     Args:
-        path: the file.
+        source: the file, or what gives its bytes by offset; it is closed with the reader.
         label: what errors call the archive, for instance a wheel's file name.
 
     Raises:
         IntegrityError: not a zip archive, or one that two readers could read in two ways.
     """
 
-    def __init__(self, path: Path, label: str) -> None:
+    def __init__(self, source: Path | Ranged, label: str) -> None:
         self.label = label
-        self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        if isinstance(source, Path):
+            fd = os.open(source, os.O_RDONLY | os.O_CLOEXEC)
+            self._pread: Callable[[int, int], bytes] = partial(os.pread, fd)
+            self.close: Callable[[], None] = partial(os.close, fd)
+            self._size = os.fstat(fd).st_size
+        else:
+            self._pread, self.close, self._size = source.pread, source.close, source.size
         try:
-            self._size = os.fstat(self._fd).st_size
             self._directory = 0
             self.members = self._read_directory()
         except BaseException:
-            os.close(self._fd)
+            self.close()
             raise
-
-    def close(self) -> None:
-        os.close(self._fd)
 
     def __enter__(self) -> ZipReader:
         return self
@@ -123,7 +141,7 @@ class ZipReader:
             IntegrityError: a local header that differs from the directory, damaged data, content of
                 another size than declared (inflating stops there, whatever a bomb holds).
         """
-        head = os.pread(self._fd, _LOCAL.size + len(member.raw) + _SLACK + min(member.compressed, _FEED), member.offset)
+        head = self._pread(_LOCAL.size + len(member.raw) + _SLACK + min(member.compressed, _FEED), member.offset)
         start = self._check_local(member, head)
         if member.method == _STORED:
             yield from self._stored(member, start)
@@ -159,7 +177,7 @@ class ZipReader:
                         f"{member.compressed} bytes")
         done = 0
         while done < member.size:
-            data = os.pread(self._fd, min(CHUNK, member.size - done), start + done)
+            data = self._pread(min(CHUNK, member.size - done), start + done)
             if not data:
                 self._wrong(member, "the archive ends within a member")
             done += len(data)
@@ -182,7 +200,7 @@ class ZipReader:
                 break
             feed = b""
             if inflater.needs_input:
-                feed = os.pread(self._fd, min(_FEED, member.compressed - fed), start + fed)
+                feed = self._pread(min(_FEED, member.compressed - fed), start + fed)
                 fed += len(feed)
                 if not feed:
                     self._wrong(member, "the deflate stream has no end")
@@ -199,7 +217,7 @@ class ZipReader:
             self._wrong(member, "no local header where the directory says")
         body = _LOCAL.size + named + extra
         if len(head) < body:
-            head = os.pread(self._fd, body, member.offset)
+            head = self._pread(body, member.offset)
         if head[_LOCAL.size : _LOCAL.size + named] != member.raw:
             self._wrong(member, "its local header has another name",
                         found=repr(head[_LOCAL.size : _LOCAL.size + named]))
@@ -223,7 +241,7 @@ class ZipReader:
         if length > _DIRECTORY_LIMIT or self._directory + length != end:
             self._wrong(None, "its directory does not lie just before its end", f"offset {end - length}",
                         f"offset {self._directory}")
-        data = os.pread(self._fd, length, self._directory)
+        data = self._pread(length, self._directory)
         members: list[Member] = []
         names: set[str] = set()
         position = 0
@@ -268,7 +286,7 @@ class ZipReader:
     def _find_end(self) -> tuple[int, int, int, int]:
         """(entries, length, offset of the directory, where the directory must end)."""
         tail_at = max(0, self._size - _END.size - _16)
-        tail = os.pread(self._fd, self._size - tail_at, tail_at)
+        tail = self._pread(self._size - tail_at, tail_at)
         at = tail.rfind(b"PK\5\6")
         while at >= 0:
             if at + _END.size <= len(tail) and at + _END.size + _END.unpack_from(tail, at)[7] == len(tail):
@@ -279,10 +297,10 @@ class ZipReader:
         _, disk, _, here, count, length, offset, _ = _END.unpack_from(tail, at)
         end = tail_at + at
         if _16 in (count, here) or _32 in (length, offset):
-            locator = os.pread(self._fd, _LOCATOR.size, max(0, end - _LOCATOR.size))
+            locator = self._pread(_LOCATOR.size, max(0, end - _LOCATOR.size))
             if locator[:4] == b"PK\6\7":
                 end = int(_LOCATOR.unpack(locator)[2])
-                record = os.pread(self._fd, _END64.size, end)
+                record = self._pread(_END64.size, end)
                 if record[:4] != b"PK\6\6" or len(record) != _END64.size:
                     self._wrong(None, "its zip64 end record is not where its locator says")
                 _, _, _, _, disk, _, here, count, length, offset = _END64.unpack(record)
