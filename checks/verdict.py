@@ -150,7 +150,7 @@ def apply_waivers(verdicts: Iterable[Verdict], waivers: Sequence[Mapping[str, st
                 notes.append((verdict.check, finding))
                 continue
             covering = [number for number, waiver in enumerate(waivers)
-                        if waiver["check"] == verdict.check and _covers(waiver["subject"], finding.subject)]
+                        if waiver["check"] == verdict.check and covers(waiver["subject"], finding.subject)]
             used.update(covering)
             if covering:
                 waived.append((verdict.check, finding, waivers[covering[0]]["reason"]))
@@ -160,6 +160,7 @@ def apply_waivers(verdicts: Iterable[Verdict], waivers: Sequence[Mapping[str, st
     return GateReport(tuple(passed), tuple(waived), tuple(failed), tuple(notes), unused)
 
 
-def _covers(pattern: str, subject: str) -> bool:
+def covers(pattern: str, subject: str) -> bool:
+    """True if a waiver's `subject` covers a finding's."""
     # A subject such as `x: y[extra]>=2` is no glob of itself.
     return pattern == subject or fnmatchcase(subject, pattern)

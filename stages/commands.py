@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from cache.errors import InputError, StagecraftError, StoreError
 
 if TYPE_CHECKING:
+    from stages.graph import Graph
     from stages.tasks import Session
 
 #: Verbs that take what `build` made somewhere else.
@@ -49,6 +50,13 @@ def option(name: str, help_: str, *, short: str = "", default: Any = "", kind: t
             "help": help_}
 
 
+CHECK_OPTIONS = [
+    option("junit", "write the report as JUnit XML into this file"),
+    option("sarif", "write the report as SARIF 2.1.0 into this file"),
+    option("strict", "a check that was skipped counts as failed", default=False, kind=bool),
+]
+
+
 def options(verb: str) -> dict[str, Any]:
     """doit `params` (and `pos_arg`) of a verb."""
     found: dict[str, Any] = {"params": [JSON]}
@@ -59,6 +67,8 @@ def options(verb: str) -> dict[str, Any]:
             option("exclude-newer", "ignore what was uploaded after this date (2026-11-20)"),
         ]
         found["pos_arg"] = "names"
+    if verb == "check":
+        found["params"] += CHECK_OPTIONS
     if verb in DELIVERIES:
         found["pos_arg"] = "names"
     return found
@@ -82,6 +92,13 @@ def action(session: Session, verb: str, target: str) -> Callable[..., Any]:
     def run(as_json: bool = False, **more: Any) -> None:
         ACTIONS[verb](session, target, as_json, **more)
 
+    if verb == "check":
+        def check(as_json: bool, junit: str, sarif: str, strict: bool) -> None:
+            from stages import checking
+
+            checking.run(session, target, as_json, junit, sarif, strict)
+
+        return check
     if verb == "lock":
         def lock(as_json: bool, upgrade: bool, only: str, exclude_newer: str, names: list[str]) -> None:
             from stages import resolve
@@ -170,9 +187,29 @@ def why(session: Session, target: str, as_json: bool) -> None:
     show(data, "\n".join(lines) or f"nothing changed: {target} is as it was built", as_json)
 
 
+def read_by_checks(graph: Graph) -> list[str]:
+    """The tasks of the stages whose outputs the checks of a graph read."""
+    from stages.gates import checks_for, stages_of
+
+    return list(dict.fromkeys(f"{stage}:{graph.target}" for check in checks_for(graph)
+                              for stage in stages_of(check, graph)))
+
+
+def logged(session: Session, target: str) -> list[str]:
+    """Stages that a log may be asked of: those of the target; while it has no graph, those of its last build."""
+    try:
+        return [stage.name for stage in session.project.graph(target).stages]
+    except StagecraftError:
+        try:
+            return list(session.project.last(target).get("stages", {}))
+        except StagecraftError:
+            return []
+
+
 def log_of(session: Session, target: str, stage: str) -> Callable[..., None]:
     """`log:<target>:<stage>`."""
     def run(as_json: bool = False) -> None:
+        _say_whose(session, target)
         found = _log(session, target, stage)
         show(found, found["log"] or "(an empty log)", as_json)
 
@@ -182,27 +219,37 @@ def log_of(session: Session, target: str, stage: str) -> Callable[..., None]:
 def log(session: Session, target: str, as_json: bool) -> None:
     """`log:<target>`: the logs of all stages."""
     found = []
-    for stage in session.project.graph(target).stages:
+    _say_whose(session, target)
+    for stage in logged(session, target):
         try:
-            found.append(_log(session, target, stage.name))
+            found.append(_log(session, target, stage))
         except InputError:
             continue
     text = "".join(f"== {entry['stage']} ({entry['state']})\n{entry['log']}" for entry in found)
     show(found, text or f"{target} was not built here before", as_json)
 
 
+def _say_whose(session: Session, target: str) -> None:
+    try:
+        session.project.graph(target)
+    except StagecraftError as error:
+        session.report.line(f"  warning: {error.message}; what follows is of the last build ({error.where})")
+
+
 def _log(session: Session, target: str, stage: str) -> dict[str, str]:
-    from stages.plan import evaluate
+    """Of a stage as it is now, built or failed; else of the last build, which is all there is without a sound lock."""
+    from stages.plan import evaluate, previous
 
     project = session.project
-    key, record = evaluate(project.graph(target), project.store)[stage]
+    try:
+        key, record = evaluate(project.graph(target), project.store)[stage]
+    except StagecraftError:
+        key, record = "", None
     if key and record is None:
         failed = project.store.log(key)
         if failed:
             return {"stage": stage, "state": "failed", "key": key, "log": failed}
     if record is None:
-        from stages.plan import previous
-
         record = previous(project.store, project.last(target).get("stages", {}).get(stage, ""))
     if record is None or not project.store.has(str(record.facts.get("log", "sha256:" + "0" * 64))):
         raise InputError(f"no log of {stage}", where=target, cure=f"./doit {stage}:{target}")

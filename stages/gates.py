@@ -15,6 +15,7 @@ from checks.registry import CHECKS, Check
 from stages.graph import Graph, Stage
 
 if TYPE_CHECKING:
+    from checks.verdict import GateReport, Verdict
     from stages.project import Project
     from stages.tasks import Session
 
@@ -54,7 +55,7 @@ def facts_of(check: Check, project: Project, target: str) -> Mapping[str, Any]:
     return check.facts(project.target(target).data, project.lock_data(target))
 
 
-def stored(project: Project, target: str, check: Check, records: Mapping[str, Record | None]) -> Any:
+def stored(project: Project, target: str, check: Check, records: Mapping[str, Record | None]) -> Verdict | None:
     """The verdict that the store has, or None."""
     from checks.verdict import stored_verdict
 
@@ -76,14 +77,8 @@ def run(session: Session, target: str, check: Check) -> None:
     Raises:
         GateError: with every finding that no waiver covers.
     """
-    from checks.verdict import judge
-
-    project = session.project
     session.busy = True
-    outputs = outputs_of(check, project.graph(target), _records(session, target, check))
-    assert outputs is not None  # noqa: S101 - doit ran the stages first
-    verdict = judge(project.store, check, outputs, facts_of(check, project, target))
-    report = _report(project, target, verdict)
+    _, report = judged(session, target, check)
     _tell(session, check, report)
     failed = report.failed
     if failed:
@@ -95,7 +90,21 @@ def run(session: Session, target: str, check: Check) -> None:
     session.report.event("gate", check.id, text="passed" + (f", {waived} waived" if waived else ""))
 
 
-def _tell(session: Session, check: Check, report: Any) -> None:
+def judged(session: Session, target: str, check: Check) -> tuple[Verdict, GateReport]:
+    """The verdict of a check, from the store or made now, and what the target's waivers make of it.
+
+    The stages that the check reads are built: doit ran them first.
+    """
+    from checks.verdict import judge
+
+    project = session.project
+    outputs = outputs_of(check, project.graph(target), _records(session, target, check))
+    assert outputs is not None  # noqa: S101 - see above
+    verdict = judge(project.store, check, outputs, facts_of(check, project, target))
+    return verdict, _report(project, target, verdict)
+
+
+def _tell(session: Session, check: Check, report: GateReport) -> None:
     """What blocks nothing and must be seen all the same: warnings, notes, waivers that are out of date or misspelt."""
     for _, finding in report.notes:
         session.report.line(f"  {finding.severity:<7} {check.id:<11} {finding.subject}: {finding.message}")
@@ -118,7 +127,7 @@ def _records(session: Session, target: str, check: Check) -> dict[str, Record | 
     return {name: session.records.get((target, name)) for name in stages_of(check, session.project.graph(target))}
 
 
-def _report(project: Project, target: str, verdict: Any) -> Any:
+def _report(project: Project, target: str, verdict: Verdict) -> GateReport:
     from checks.verdict import apply_waivers
 
     return apply_waivers([verdict], [w for w in project.target(target).data["waivers"] if w["check"] == verdict.check])

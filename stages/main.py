@@ -236,7 +236,7 @@ def _after_task_options(word: str, words: list[str]) -> list[str]:
     """What follows the options of a task."""
     import getopt
 
-    from stages.commands import JSON, STORE_OPTIONS
+    from stages.commands import CHECK_OPTIONS, JSON, STORE_OPTIONS
 
     verb, _, rest = word.partition(":")
     takes: list[dict[str, Any]] = []
@@ -244,9 +244,11 @@ def _after_task_options(word: str, words: list[str]) -> list[str]:
         takes = [*STORE_OPTIONS[rest], JSON]
     elif verb in ("doctor", "targets") or (rest and verb in ("build", "plan", "why", "log")):
         takes = [JSON]
+    elif rest and verb == "check":
+        takes = [*CHECK_OPTIONS, JSON]
     names = [option["long"] + ("" if option["type"] is bool else "=") for option in takes]
     try:
-        return getopt.getopt(words, "", names)[1]
+        given, behind = getopt.getopt(words, "", names)
     except getopt.GetoptError as error:
         stray = ("--" if len(error.opt) > 1 else "-") + error.opt
         of_doit = error.opt + ":" in SHORT or error.opt in SHORT if len(error.opt) == 1 else \
@@ -255,6 +257,11 @@ def _after_task_options(word: str, words: list[str]) -> list[str]:
             f"{word}: {error}", expected="one of " + ", ".join(f"--{name}" for name in names) if names else None,
             cure=f"doit's own options stand before the tasks: ./doit {stray} … {word}" if of_doit
             else f"./doit help {word} lists the options") from error
+    if verb == "check":
+        from stages.checking import refuse_files
+
+        refuse_files(*(value for option, value in given if option in ("--junit", "--sarif")))
+    return behind
 
 
 def _known_task(word: str, root: Path, project: Project | None) -> None:

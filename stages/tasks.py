@@ -28,12 +28,15 @@ VERBS = {
     "plan": "what would be built and why; no network",
     "why": "what changed since the last build",
     "log": "the stored log of the last build of a stage",
+    "check": "judge all gates of a target; --json, --junit FILE, --sarif FILE, --strict",
     "lock": "resolve every input to an exact file and write the lock",
     "load": "put the image into a Docker engine",
     "export": "write the image as a tar for docker load and OCI tools",
     "push": "push the image to a registry",
 }
 
+#: Verbs that only tell something. For several targets each tells, even if one of them cannot.
+REPORTS = ("plan", "why", "log", "check")
 
 #: Names that stages may have; `./doit list` shows them even for a checkout in which no target has them all.
 STAGES = ("base-facts", "base", "cuda", "torch", "deps", "vllm", "triton", "serve", "image", "attest")
@@ -158,8 +161,13 @@ class Session:
                 self._measured.add(target)
 
 
-def guarded(session: Session, name: str, action: Callable[..., Any]) -> Callable[..., Any]:
-    """An action whose StagecraftErrors become a failed task, not a traceback."""
+def guarded(session: Session, name: str, action: Callable[..., Any], *, goes_on: bool = False) -> Callable[..., Any]:
+    """An action whose StagecraftErrors become a failed task, not a traceback.
+
+    Args:
+        goes_on: the run goes on after an error: one target that cannot be read must not hide the report of another. The
+            error is told, and decides the exit code, at the end.
+    """
 
     def run(*args: Any, **kwargs: Any) -> Any:
         from doit.exceptions import TaskFailed
@@ -169,11 +177,11 @@ def guarded(session: Session, name: str, action: Callable[..., Any]) -> Callable
                 action(*args, **kwargs)
         except StagecraftError as error:
             session.failed(error)
-            return TaskFailed(error.message, report=False)
+            return None if goes_on else TaskFailed(error.message, report=False)
         except OSError as error:
             problem = StoreError(error.strerror or str(error), where=str(error.filename or name))
             session.failed(problem)
-            return TaskFailed(problem.message, report=False)
+            return None if goes_on else TaskFailed(problem.message, report=False)
         return None
 
     run.__name__ = name.replace(":", "_")
@@ -265,7 +273,8 @@ def _task(session: Session, basename: str, name: str, doc: str, action: Callable
           **more: Any) -> dict[str, Any]:
     return {
         "basename": basename, "name": name, "doc": doc, "io": {"capture": False},
-        "actions": [(guarded(session, f"{basename}_{name}", action), more.pop("args", []))], **more,
+        "actions": [(guarded(session, f"{basename}_{name}", action, goes_on=basename in REPORTS),
+                     more.pop("args", []))], **more,
     }
 
 
@@ -291,10 +300,12 @@ def _target_tasks(session: Session, target: str, twins: dict[str, str]) -> Itera
     for verb, doc in VERBS.items():
         action = commands.action(session, verb, target)
         needs = [f"build:{target}"] if verb in commands.DELIVERIES else []
+        if verb == "check" and graph is not None:
+            needs = commands.read_by_checks(graph)
         yield _task(session, verb, target, doc, action, task_dep=needs, **commands.options(verb))
-    for stage in graph.stages if graph else ():
-        yield _task(session, "log", f"{target}:{stage.name}", f"the log of {stage.name}",
-                    commands.log_of(session, target, stage.name), params=[JSON])
+    for name in commands.logged(session, target):
+        yield _task(session, "log", f"{target}:{name}", f"the log of {name}", commands.log_of(session, target, name),
+                    params=[JSON])
 
 
 def _graph_tasks(session: Session, target: str, graph: Graph, twins: dict[str, str]) -> Iterator[dict[str, Any]]:

@@ -1,0 +1,65 @@
+"""A check report as JUnit XML: one test case for each check, as Jenkins, GitLab and GitHub Actions read it. Pure.
+
+There is no standard; what is written is what their readers agree on: `testsuites/testsuite/testcase` with `failure`,
+`error`, `skipped`, `system-out`. A waived finding is in the `system-out` of a case that passed.
+"""
+
+from __future__ import annotations
+
+import re
+from xml.etree import ElementTree as Xml
+
+from stages.checking import CheckReport, Judged, Weighed
+
+#: What XML 1.0 cannot hold, escaped or not.
+_NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+
+
+def junit_xml(report: CheckReport) -> str:
+    """The document, with its declaration; ends with a newline."""
+    skipped = len(report.of("skipped")) if not report.strict else 0
+    failures = len(report.blocking) - len(report.of("error"))
+    counts = {"tests": str(len(report.checks)), "failures": str(failures), "errors": str(len(report.of("error"))),
+              "skipped": str(skipped), "time": _seconds(sum(judged.seconds for judged in report.checks))}
+    root = Xml.Element("testsuites", {"name": "stagecraft", **counts})
+    suite = Xml.SubElement(root, "testsuite", {"name": f"check:{report.target}", **counts})
+    for judged in report.checks:
+        _case(suite, judged, report)
+    Xml.indent(root)
+    return '<?xml version="1.0" encoding="UTF-8"?>\n' + Xml.tostring(root, encoding="unicode") + "\n"
+
+
+def _case(suite: Xml.Element, judged: Judged, report: CheckReport) -> None:
+    case = Xml.SubElement(suite, "testcase", {"classname": f"stagecraft.{report.target}", "name": judged.check.id,
+                                              "time": _seconds(judged.seconds)})
+    if judged.problem is not None:
+        _add(case, "error", judged.problem.message, judged.problem.diagnostics(), judged.problem.code)
+    elif judged.state == "failed":
+        blocking = [one for one in judged.findings if one.blocks]
+        message = f"{len(blocking)} finding{'s' * (len(blocking) > 1)}; not so: {judged.check.title}"
+        _add(case, "failure", message, "\n".join(map(_line, blocking)), "gate")
+    rest = [_line(one) for one in judged.findings if not one.blocks]
+    rest += [f"warning: the waiver of {waiver['subject']!r} covers nothing" for waiver in judged.unused]
+    if rest:
+        Xml.SubElement(case, "system-out").text = _clean("\n".join(rest))
+
+
+def _line(one: Weighed) -> str:
+    finding = one.finding
+    text = f"{'waived' if one.waiver else finding.severity}: {finding.subject}: {finding.message}"
+    if one.waiver:
+        return f"{text}\n  reason: {one.waiver['reason']}"
+    return text + "".join(f"\n  {label}: {value}" for label, value in (("where", finding.where), ("cure", finding.cure))
+                          if value)
+
+
+def _add(case: Xml.Element, tag: str, message: str, text: str, kind: str) -> None:
+    Xml.SubElement(case, tag, {"message": _clean(message), "type": kind}).text = _clean(text)
+
+
+def _clean(text: str) -> str:
+    return _NOT_XML.sub("\N{REPLACEMENT CHARACTER}", text)
+
+
+def _seconds(value: float) -> str:
+    return f"{value:.3f}"

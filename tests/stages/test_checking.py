@@ -1,0 +1,243 @@
+"""`check:<target>`: all verdicts in one report; as text, JSON, JUnit XML and SARIF."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import junitparser
+import pytest
+
+from cache.errors import GateError, InputError, IntegrityError
+from checks.registry import check
+from checks.verdict import Finding
+from stages import checking, gates
+from stages.check_text import text
+from stages.checking import CheckReport, Judged, Weighed, judge_all
+from stages.junit import junit_xml
+from stages.sarif import sarif_json
+from stages.tasks import Session
+from tests.support import sarif
+from tests.support.built import built_session
+from tests.support.front import HERE, doit
+from tests.support.wheel_factory import make_wheel
+
+WAIVER = "waivers:\n  - {check: wheel-set, subject: 'wants: missing>=2', reason: nothing here needs it}\n"
+UNUSED = "  - {check: wheel-set, subject: 'wants: missing>=1', reason: what was needed once}\n"
+SCHEMA = json.loads((HERE / "docs/formats/check-report.schema.json").read_text(encoding="utf-8"))
+
+
+def report_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, waivers: str = "") -> tuple[Session, CheckReport]:
+    session, _ = built_session(tmp_path, monkeypatch, waivers)
+    return session, judge_all(session, "small")
+
+
+def sample() -> CheckReport:
+    """A report with a check of every state, with the texts that are hard to write down."""
+    odd = Finding("error", "a: b>=2", "x < y & \"z\" \x00\x1b \N{SNOWMAN}", "/usr/lib/a b%.so", "do\nthis")
+    waiver = {"check": "wheel-set", "subject": "a: b>=2", "reason": "it is known", "expires": "2027-01-31"}
+    path = "usr/local/lib/python3.11/dist-packages/" + "very_long_name/" * 5 + "_C.abi3.so"
+    return CheckReport("small", (
+        Judged(check("torch-cuda"), "passed", cached=True, key="sha256:" + "a" * 64),
+        Judged(check("wheel-set"), "waived", findings=(Weighed(odd, waiver), Weighed(Finding(
+            "info", "what is there", "only that it is there"))), unused=({**waiver, "subject": "b"},), seconds=1.5),
+        Judged(check("python"), "failed", findings=(
+            Weighed(Finding("error", path, "of another machine, " * 9, f"/{path}", "take another")),
+            Weighed(odd), Weighed(odd), Weighed(Finding("warning", "table", "is old", "vllm/extensions.yaml")),
+            Weighed(Finding("warning", "layer", "is odd", "deps")))),
+        Judged(check("extensions"), "error", problem=IntegrityError("a blob is not there", where="sha256:1", cure="x")),
+    ))
+
+
+def test_nothing_ends_at_the_first_check_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    session, report = report_of(tmp_path, monkeypatch)
+    assert [judged.check.id for judged in report.checks] == [
+        one.id for one in gates.checks_for(session.project.graph("small"))]
+    states = {judged.check.id: judged.state for judged in report.checks}
+    assert (states["wheel-set"], states["python"]) == ("failed", "passed")
+    assert [judged.check.id for judged in report.blocking] == ["wheel-set"]
+    assert isinstance(report.error(), GateError)
+    assert "wheel-set failed" in str(report.error().found)  # type: ignore[union-attr]
+
+
+def test_waivers_cover_and_those_that_cover_nothing_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, report = report_of(tmp_path, monkeypatch, WAIVER + UNUSED)
+    judged = next(one for one in report.checks if one.check.id == "wheel-set")
+    assert (judged.state, judged.waived, judged.count("error"), judged.count("warning")) == ("waived", 1, 0, 1)
+    assert [waiver["subject"] for waiver in judged.unused] == ["wants: missing>=1"]
+    assert report.error() is None
+    shown = text(report, 80)
+    assert "reason: nothing here needs it" in shown
+    assert "the waiver of 'wants: missing>=1' covers nothing" in shown
+
+
+def test_second_time_every_verdict_is_from_the_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    session, first = report_of(tmp_path, monkeypatch)
+    second = judge_all(session, "small")
+    assert not any(judged.cached for judged in first.checks)
+    assert all(judged.cached for judged in second.checks)
+    assert sarif_json(first) == sarif_json(second)
+
+
+def test_check_that_cannot_judge_is_an_error_and_the_others_judge(tmp_path: Path,
+                                                                  monkeypatch: pytest.MonkeyPatch) -> None:
+    session, _ = built_session(tmp_path, monkeypatch)
+    store = session.project.store
+    store.discard(session.records["small", "deps"].outputs["packages"].digest)
+    report = judge_all(session, "small")
+    states = {judged.check.id: judged.state for judged in report.checks}
+    assert (states["wheel-set"], states["python"]) == ("error", "passed")
+    problem = report.of("error")[0].problem
+    assert isinstance(problem, IntegrityError)
+    with pytest.raises(IntegrityError):
+        checking.run(session, "small")
+    log = json.loads(sarif_json(report))
+    assert sarif.problems(log) == []
+    assert log["runs"][0]["invocations"][0]["executionSuccessful"] is False
+
+
+def test_the_command_writes_all_reports_and_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                                  capsys: pytest.CaptureFixture[str]) -> None:
+    session, _ = built_session(tmp_path, monkeypatch)
+    monkeypatch.setenv("STAGECRAFT_CWD", str(tmp_path))
+    with pytest.raises(GateError, match="1 of "):
+        checking.run(session, "small", as_json=True, junit="j.xml", sarif="s.sarif")
+    told = json.loads(capsys.readouterr().out)
+    jsonschema.Draft202012Validator(SCHEMA).validate(told)
+    assert (told["passes"], told["counts"]["failed"]) == (False, 1)
+    assert sarif.problems(json.loads((tmp_path / "s.sarif").read_text())) == []
+    assert junitparser.JUnitXml.fromfile(str(tmp_path / "j.xml")).failures == 1
+    assert sorted(path.name for path in tmp_path.iterdir() if path.is_file() and path.suffix != ".whl") == [
+        "j.xml", "s.sarif"]
+
+
+def test_json_of_every_state_keeps_its_schema() -> None:
+    validator = jsonschema.Draft202012Validator(SCHEMA)
+    validator.validate(sample().to_json())
+    broken = sample().to_json()
+    broken["checks"][0]["state"] = "fine"
+    assert list(validator.iter_errors(broken))
+
+
+def test_junit_is_read_back_by_its_readers() -> None:
+    root = junitparser.JUnitXml.fromstring(junit_xml(sample()).encode())
+    suite = next(iter(root))
+    assert (suite.tests, suite.failures, suite.errors, suite.skipped) == (4, 1, 1, 0)
+    suite.update_statistics()  # counts its cases anew
+    assert (suite.tests, suite.failures, suite.errors, suite.skipped) == (4, 1, 1, 0)
+    cases: dict[str, Any] = {case.name: case for case in suite}
+    assert [case.classname for case in cases.values()] == ["stagecraft.small"] * 4
+    assert cases["torch-cuda"].is_passed
+    assert cases["wheel-set"].is_passed
+    assert "waived: a: b>=2: x < y & \"z\" \N{REPLACEMENT CHARACTER}" in cases["wheel-set"].system_out
+    assert "reason: it is known" in cases["wheel-set"].system_out
+    [failure] = cases["python"].result
+    assert isinstance(failure, junitparser.Failure)
+    assert failure.message.startswith("3 findings")
+    assert "cure: take another" in failure.text
+    assert "table" not in failure.text
+    assert "warning: table: is old" in cases["python"].system_out
+    [error] = cases["extensions"].result
+    assert isinstance(error, junitparser.Error)
+    assert (error.type, error.message) == ("integrity", "a blob is not there")
+
+
+def test_sarif_keeps_the_standard_and_says_all() -> None:
+    log = json.loads(sarif_json(sample()))
+    assert sarif.problems(log) == []
+    [run] = log["runs"]
+    assert [rule["id"] for rule in run["tool"]["driver"]["rules"]] == [
+        "torch-cuda", "wheel-set", "python", "extensions"]
+    assert [(result["ruleId"], result["level"]) for result in run["results"]] == [
+        ("wheel-set", "error"), ("wheel-set", "note"), ("python", "error"), ("python", "error"), ("python", "error"),
+        ("python", "warning"), ("python", "warning")]
+    places = [result["locations"][0]["physicalLocation"]["artifactLocation"] for result in run["results"]]
+    assert places[0] == {"uri": "usr/lib/a%20b%25.so", "uriBaseId": "IMAGE"}
+    assert places[5] == {"uri": "vllm/extensions.yaml", "uriBaseId": "PROJECT"}
+    assert places[6] == places[1] == {"uri": "targets/small.yaml", "uriBaseId": "PROJECT"}
+    assert run["results"][6]["locations"][0]["logicalLocations"][0]["name"] == "deps"
+    [suppression] = run["results"][0]["suppressions"]
+    assert (suppression["justification"], suppression["properties"]) == ("it is known", {"expires": "2027-01-31"})
+    assert not any("suppressions" in result for result in run["results"][1:])
+    notes = run["invocations"][0]["toolExecutionNotifications"]
+    assert [(note["level"], note["associatedRule"]["id"]) for note in notes] == [
+        ("warning", "wheel-set"), ("error", "extensions")]
+
+
+def test_fingerprints_are_of_the_subject_and_not_of_the_words() -> None:
+    def prints(message: str, subject: str = "a", target: str = "thor") -> list[str]:
+        found = Weighed(Finding("error", subject, message))
+        log = json.loads(sarif_json(CheckReport(target, (Judged(check("python"), "failed", findings=(found, found)),))))
+        return [result["partialFingerprints"]["stagecraftFinding/v1"] for result in log["runs"][0]["results"]]
+
+    assert prints("one") == prints("other")
+    assert len(set(prints("one"))) == 2
+    assert not set(prints("one")) & set(prints("one", subject="b"))
+    assert not set(prints("one")) & set(prints("one", target="spark"))
+
+
+@pytest.mark.parametrize("change", [
+    lambda log: log.update(version="2.0"), lambda log: log["runs"][0]["results"][0].update(levle="error"),
+    lambda log: log["runs"][0]["results"][0].update(ruleIndex=0),
+    lambda log: log["runs"][0].pop("originalUriBaseIds"),
+    lambda log: log["runs"][0]["results"][0]["suppressions"][0].pop("kind"),
+    lambda log: log["runs"][0]["tool"]["driver"]["rules"].pop(),
+])
+def test_rules_of_sarif_can_be_broken(change: Any) -> None:
+    log = json.loads(sarif_json(sample()))
+    change(log)
+    assert sarif.problems(log)
+
+
+def test_text_fits_eighty_columns_but_for_paths_and_names_what_to_do() -> None:
+    lines = text(sample(), 80).splitlines()
+    assert not [line for line in lines if len(line) > 80 and "very_long_name" not in line]
+    assert lines[0] == "torch-cuda  passed   stored"
+    assert lines[2] == "python      failed           3 errors, 2 warnings"
+    assert lines[-1] == "small: 4 checks: 1 passed, 1 waived, 1 failed, 1 error"
+    found = "\n".join(lines)
+    # What blocks comes last, where the eye is.
+    assert found.index("\nwheel-set: ") < found.index("\npython: ") < found.index("\nextensions: ")
+    assert "cure:   take another" in found
+    assert "reason: it is known (until 2027-01-31)" in found
+    assert "could not judge: a blob is not there" in found
+    assert found.count("_C.abi3.so") == 1
+
+
+@pytest.mark.parametrize(("files", "words"), [(("none/j.xml", ""), "no directory"), (("", "."), "a directory"),
+                                              (("x", "./x"), "two reports")])
+def test_files_that_cannot_be_written_are_refused_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                                        files: tuple[str, str], words: str) -> None:
+    monkeypatch.setenv("STAGECRAFT_CWD", str(tmp_path))
+    with pytest.raises(InputError) as caught:
+        checking.refuse_files(*files)
+    assert words in caught.value.diagnostics()
+
+
+def test_front_door_checks_without_an_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wheels = [make_wheel(tmp_path, "good", "1", files={"good.py": b""})]
+    session, _ = built_session(tmp_path, monkeypatch, wheels=wheels)
+    root, store = session.project.root, tmp_path / "store"
+    for judged in (False, True):
+        told = json.loads(doit(root, store, "check:small", "--json").stdout)
+        assert told["passes"]
+        assert [one["cached"] for one in told["checks"]] == [judged] * len(told["checks"])
+    assert not (root / "result-small").exists()
+    done = doit(root, store, "check:small", "--junit", "j.xml", "--sarif=s", "--strict", STAGECRAFT_CWD=str(tmp_path))
+    assert "checks: " in done.stdout
+    assert (tmp_path / "j.xml").exists()
+    assert (tmp_path / "s").exists()
+    assert "no directory" in doit(root, store, "check:small", "--junit", "no/j.xml", rc=110).stderr
+
+
+def test_front_door_fails_with_the_gate_s_code_and_no_traceback(tmp_path: Path,
+                                                               monkeypatch: pytest.MonkeyPatch) -> None:
+    session, out = built_session(tmp_path, monkeypatch)
+    assert isinstance(out, io.StringIO)
+    done = doit(session.project.root, tmp_path / "store", "check:small", rc=114)
+    assert "wheel-set" in done.stdout
+    assert "error: 1 of " in done.stderr
+    assert "Traceback" not in done.stderr
