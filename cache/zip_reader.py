@@ -25,7 +25,7 @@ from cache.errors import IntegrityError
 
 #: Bytes of content handed on at once.
 CHUNK = 256 << 10
-#: Bytes of compressed data read at once.
+#: Bytes of compressed data read at once from a file.
 _FEED = 256 << 10
 #: A central directory larger than this is no wheel of this world (vLLM's has 0.6 MB).
 _DIRECTORY_LIMIT = 256 << 20
@@ -84,13 +84,14 @@ class ZipReader:
     Args:
         source: the file, or what gives its bytes by offset; it is closed with the reader.
         label: what errors call the archive, for instance a wheel's file name.
+        feed: bytes of compressed data that are read at once.
 
     Raises:
         IntegrityError: not a zip archive, or one that two readers could read in two ways.
     """
 
-    def __init__(self, source: Path | Ranged, label: str) -> None:
-        self.label = label
+    def __init__(self, source: Path | Ranged, label: str, *, feed: int = _FEED) -> None:
+        self.label, self._feed = label, feed
         if isinstance(source, Path):
             fd = os.open(source, os.O_RDONLY | os.O_CLOEXEC)
             self._pread: Callable[[int, int], bytes] = partial(os.pread, fd)
@@ -141,7 +142,8 @@ class ZipReader:
             IntegrityError: a local header that differs from the directory, damaged data, content of
                 another size than declared (inflating stops there, whatever a bomb holds).
         """
-        head = self._pread(_LOCAL.size + len(member.raw) + _SLACK + min(member.compressed, _FEED), member.offset)
+        head = self._pread(_LOCAL.size + len(member.raw) + _SLACK + min(member.compressed, self._feed),
+                           member.offset)
         start = self._check_local(member, head)
         if member.method == _STORED:
             yield from self._stored(member, start)
@@ -200,7 +202,7 @@ class ZipReader:
                 break
             feed = b""
             if inflater.needs_input:
-                feed = self._pread(min(_FEED, member.compressed - fed), start + fed)
+                feed = self._pread(min(self._feed, member.compressed - fed), start + fed)
                 fed += len(feed)
                 if not feed:
                     self._wrong(member, "the deflate stream has no end")

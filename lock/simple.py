@@ -294,12 +294,20 @@ class WheelSource:
 
     def locate(self, wanted: Wanted) -> Location:
         """See `Source.locate`."""
+        return self.place(wanted, self.offer(wanted))
+
+    def place(self, wanted: Wanted, offered: IndexFile) -> Location:
+        """Where an index's file is read from."""
+        return self._indexes.location(offered.url, self._indexes.wheels(wanted.index))
+
+    def offer(self, wanted: Wanted) -> IndexFile:
+        """What the index says of the file. Raises: see `Source.locate`."""
         offered = self._pages.files(wanted.index, wanted.name)
         named = [item for item in offered if item.file == wanted.file]
         match = next((item for item in named if item.sha256 == wanted.sha256), None)
         match = match or next((item for item in named if not item.sha256), None)
         if match is not None:
-            return self._indexes.location(match.url, self._indexes.wheels(wanted.index))
+            return match
         if named:
             raise IntegrityError(
                 f"index {wanted.index} has another file under the name {wanted.file}", where=bare(named[0].url),

@@ -27,8 +27,8 @@ from lock.sources import Location, Source, Wanted, bare
 _READ = 1 << 16
 #: Bytes gathered before they are hashed and written.
 _FLUSH = 1 << 19
-_NOT_THERE = {404, 410}
-_TRY_AGAIN = {408, 425, 429}
+NOT_THERE = {404, 410}
+TRY_AGAIN = {408, 425, 429}
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Stopped(Exception):
     """The caller wants no more of it; what is there stays for the next run."""
 
 
-class _Again(Exception):
+class TryAgain(Exception):
     """This try failed; another may not."""
 
     def __init__(self, found: str, after: float = 0.0) -> None:
@@ -74,8 +74,52 @@ class _Missing(Exception):
     """This address does not have the file; another may."""
 
 
+class Told:
+    """What may go wrong with one file, in words. For classes with `wanted` and `policy`."""
+
+    wanted: Wanted
+    policy: Policy
+
+    def _name(self) -> str:
+        return self.wanted.file.rpartition("/")[2]
+
+    def _where(self, place: str) -> str:
+        return f"index {self.wanted.index}: {place}"
+
+    def _wrong(self, place: str, expected: str, found: str) -> IntegrityError:
+        return IntegrityError(
+            f"{self._name()} is not the file that was locked", where=self._where(place), expected=expected, found=found,
+            cure="if the index replaced the file, look at the new one and lock again "
+                 f"(--upgrade {self.wanted.name}); if a proxy altered it, repair that")
+
+    def _absent(self, location: Location) -> FetchError:
+        return FetchError(
+            f"{self._name()} is not there any more",
+            where=self._where("\n".join(bare(url) for url in location.urls)), expected="the file", found="status 404",
+            cure=f"lock again (--upgrade {self.wanted.name}), or name an index that keeps old files")
+
+    def _denied(self, url: str, status: int) -> FetchError:
+        return FetchError(
+            f"{self._name()} is refused", where=self._where(bare(url)), expected="status 200", found=f"status {status}",
+            cure="credentials go into netrc, or into the index's address in pip's or uv's configuration")
+
+    def _given_up(self, error: Exception, url: str, there: int) -> FetchError:
+        size = self.wanted.size
+        expected = f"{size} bytes" if size else "the whole file"
+        return FetchError(f"{self._name()} could not be fetched", where=self._where(bare(url)), expected=expected,
+                          found=f"{in_words(error)} (try {self.policy.attempts}, {there} bytes so far)",
+                          cure="try again when the index answers; what was fetched is kept")
+
+    def _fatal(self, error: Exception, url: str) -> None:
+        """Raise what no second try can cure."""
+        cure = cure_of(error)
+        if cure:
+            raise FetchError(f"{self._name()} could not be fetched", where=self._where(bare(url)),
+                             found=in_words(error), cure=cure) from error
+
+
 @dataclass
-class Transfer:
+class Transfer(Told):
     """One file on its way. Not for use by two threads.
 
     Attributes:
@@ -147,12 +191,12 @@ class Transfer:
                 if renewed:
                     raise self._denied(url, 401) from None
                 location, renewed = self.source.locate(self.wanted), True
-            except (_Again, requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
+            except (TryAgain, requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
                 self._fatal(error, url)
                 failures = 1 if part.size - before >= self.policy.progress else failures + 1
                 if failures >= self.policy.attempts:
                     raise self._given_up(error, url, part.size) from error
-                self._pause(failures, error.after if isinstance(error, _Again) else 0.0)
+                self._pause(failures, error.after if isinstance(error, TryAgain) else 0.0)
 
     def _once(self, part: Partial, url: str, location: Location) -> None:
         """One request, and its body into `part`."""
@@ -172,29 +216,29 @@ class Transfer:
             self._tell(part.size)
             self._body(response, part)
         if size and part.size < size:
-            raise _Again(f"the body ended after {part.size} bytes of {size}")
+            raise TryAgain(f"the body ended after {part.size} bytes of {size}")
 
     def _judge(self, response: requests.Response, part: Partial, url: str) -> None:
         """Decide by status and headers whether the body is what comes next in `part`."""
         status, size = response.status_code, self.wanted.size
-        if status in _NOT_THERE:
+        if status in NOT_THERE:
             raise _Missing
         if status == 401:
             raise _Refused
         if status == 416:  # our head is longer than their file, or they cannot count
             self._ranges = False
             part.restart()
-            raise _Again("status 416 for the rest of the file")
-        if status >= 500 or status in _TRY_AGAIN:
-            raise _Again(f"status {status} {response.reason}", _seconds(response.headers.get("Retry-After")))
+            raise TryAgain("status 416 for the rest of the file")
+        if status >= 500 or status in TRY_AGAIN:
+            raise TryAgain(f"status {status} {response.reason}", seconds_of(response.headers.get("Retry-After")))
         if status not in (200, 206):
             raise self._denied(url, status)
         if status == 206:
-            begin, total = _content_range(response.headers.get("Content-Range", ""))
+            begin, total = content_range(response.headers.get("Content-Range", ""))
             if not part.size or begin != part.size or (size and total not in (0, size)):
                 self._ranges = False
                 part.restart()
-                raise _Again(f"asked for the bytes from {part.size}, got {response.headers.get('Content-Range')!r}")
+                raise TryAgain(f"asked for the bytes from {part.size}, got {response.headers.get('Content-Range')!r}")
             self._resumed = True
             return
         if part.size:
@@ -220,7 +264,7 @@ class Transfer:
                 passed = time.monotonic() - since
                 if passed >= policy.window:
                     if count < policy.rate * passed:
-                        raise _Again(f"{count} bytes in {passed:.0f} s, less than {policy.rate:.0f} a second")
+                        raise TryAgain(f"{count} bytes in {passed:.0f} s, less than {policy.rate:.0f} a second")
                     since, count = time.monotonic(), 0
         finally:
             self._flush(part, pending)
@@ -257,45 +301,6 @@ class Transfer:
         policy = self.policy
         if self.stop.wait(min(policy.longest, max(after, policy.backoff * 2 ** (failures - 1)))):
             raise Stopped
-
-    # -- words ------------------------------------------------------------------------------------
-
-    def _name(self) -> str:
-        return self.wanted.file.rpartition("/")[2]
-
-    def _where(self, place: str) -> str:
-        return f"index {self.wanted.index}: {place}"
-
-    def _wrong(self, place: str, expected: str, found: str) -> IntegrityError:
-        return IntegrityError(
-            f"{self._name()} is not the file that was locked", where=self._where(place), expected=expected, found=found,
-            cure="if the index replaced the file, look at the new one and lock again "
-                 f"(--upgrade {self.wanted.name}); if a proxy altered it, repair that")
-
-    def _absent(self, location: Location) -> FetchError:
-        return FetchError(
-            f"{self._name()} is not there any more",
-            where=self._where("\n".join(bare(url) for url in location.urls)), expected="the file", found="status 404",
-            cure=f"lock again (--upgrade {self.wanted.name}), or name an index that keeps old files")
-
-    def _denied(self, url: str, status: int) -> FetchError:
-        return FetchError(
-            f"{self._name()} is refused", where=self._where(bare(url)), expected="status 200", found=f"status {status}",
-            cure="credentials go into netrc, or into the index's address in pip's or uv's configuration")
-
-    def _given_up(self, error: Exception, url: str, there: int) -> FetchError:
-        size = self.wanted.size
-        expected = f"{size} bytes" if size else "the whole file"
-        return FetchError(f"{self._name()} could not be fetched", where=self._where(bare(url)), expected=expected,
-                          found=f"{in_words(error)} (try {self.policy.attempts}, {there} bytes so far)",
-                          cure="try again when the index answers; what was fetched is kept")
-
-    def _fatal(self, error: Exception, url: str) -> None:
-        """Raise what no second try can cure."""
-        cure = cure_of(error)
-        if cure:
-            raise FetchError(f"{self._name()} could not be fetched", where=self._where(bare(url)),
-                             found=in_words(error), cure=cure) from error
 
 
 def open_response(session: requests.Session, url: str, location: Location, headers: Mapping[str, str],
@@ -340,7 +345,7 @@ def in_words(error: BaseException) -> str:
     for kind, words in _WORDS:
         if any(isinstance(item, kind) for item in chain):
             return words
-    if isinstance(error, _Again):
+    if isinstance(error, TryAgain):
         return str(error)
     return type(error).__name__
 
@@ -358,12 +363,12 @@ _WORDS: tuple[tuple[type[BaseException], str], ...] = (
 )
 
 
-def _seconds(text: str | None) -> float:
+def seconds_of(text: str | None) -> float:
     """Retry-After in seconds; the form with a date is not worth reading."""
     return float(text) if text and text.isdigit() else 0.0
 
 
-def _content_range(text: str) -> tuple[int, int]:
+def content_range(text: str) -> tuple[int, int]:
     """First byte and whole length out of `bytes 5-9/10`; (-1, 0) if it says neither."""
     unit, _, rest = text.partition(" ")
     span, _, total = rest.partition("/")

@@ -24,6 +24,7 @@ import ssl
 import struct
 import threading
 import time
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -47,6 +48,7 @@ FAULTS = {
     "reset": "closes the connection before any answer",
     "no-range": "knows no ranges: always 200 and the whole",
     "bad-range": "206 from another offset than asked",
+    "bad-total": "206 of a whole of another length",
     "slow": "64 KiB every `value` seconds (default 0.05)",
 }
 
@@ -77,6 +79,7 @@ class Options:
         uploaded: file name to RFC 3339 time.
         yanked: file name to reason.
         requires_python: file name to specifier.
+        metadata: serve METADATA of wheels apart and say its hash (PEP 658).
     """
 
     json: bool = True
@@ -85,6 +88,7 @@ class Options:
     uploaded: Mapping[str, str] = field(default_factory=dict)
     yanked: Mapping[str, str] = field(default_factory=dict)
     requires_python: Mapping[str, str] = field(default_factory=dict)
+    metadata: bool = False
 
 
 class IndexServer:
@@ -194,8 +198,15 @@ class IndexServer:
                                ("requires-python", told.requires_python)):
                 if path.name in known:
                     item[key] = known[path.name]
+            if told.metadata and path.suffix == ".whl":
+                item["core-metadata"] = {"sha256": hashlib.sha256(metadata_of(path)).hexdigest()}
             found.append(item)
         return found
+
+
+def metadata_of(wheel: Path) -> bytes:
+    with zipfile.ZipFile(wheel) as archive:
+        return archive.read(next(name for name in archive.namelist() if name.endswith(".dist-info/METADATA")))
 
 
 def client_environment(home: Path, **more: str) -> dict[str, str]:
@@ -288,6 +299,8 @@ class _Handler(BaseHTTPRequestHandler):
             digest = item["hashes"].get("sha256")
             extra = "".join(f' data-{key}="{html.escape(item[key])}"' for key in ("yanked", "requires-python")
                             if key in item)
+            if "core-metadata" in item:
+                extra += f' data-core-metadata="sha256={item["core-metadata"]["sha256"]}"'
             href = item["url"] + (f"#sha256={digest}" if digest else "")
             lines.append(f'<a href="{href}"{extra}>{item["filename"]}</a><br>')
         return self._whole(200, ("<!DOCTYPE html><html><body>" + "\n".join(lines)).encode(), "text/html", head)
@@ -304,31 +317,38 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(body)
 
     def _file(self, name: str, fault: Fault | None, head: bool) -> None:
-        path = self.server.index.directory / name
-        if not path.is_file():
+        index, path = self.server.index, self.server.index.directory / name
+        wheel = path.with_suffix("")
+        if index.options.metadata and path.suffix == ".metadata" and wheel.is_file():
+            body = metadata_of(wheel)
+        elif path.is_file():
+            body = path.read_bytes()
+        else:
             return self._whole(404, b"no such file", "text/plain", head)
-        body, kind = path.read_bytes(), fault.kind if fault else ""
+        kind = fault.kind if fault else ""
         body = {"wrong": bytes(byte ^ 1 for byte in body), "short": body[:len(body) // 2],
                 "long": body + b"more"}.get(kind, body)
-        begin, match = 0, re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
+        begin, end = 0, len(body)
+        match = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
         if match and kind != "no-range":
             begin = int(match[1])
             if begin >= len(body):
                 return self._whole(416, b"", "text/plain", head, {"Content-Range": f"bytes */{len(body)}"})
-            told = begin + 1 if kind == "bad-range" else begin
+            end = min(end, int(match[2]) + 1) if match[2] else end
+            told, total = begin + (kind == "bad-range"), len(body) + (kind == "bad-total")
             self.send_response(206)
-            self.send_header("Content-Range", f"bytes {told}-{len(body) - 1}/{len(body)}")
+            self.send_header("Content-Range", f"bytes {told}-{end - 1}/{total}")
         else:
             self.send_response(200)
         self.send_header("Content-Type", "application/octet-stream")
         if kind == "endless":
             self.close_connection = True
         else:
-            self.send_header("Content-Length", str(len(body) - begin))
+            self.send_header("Content-Length", str(end - begin))
         self.end_headers()
         if not head:
             with contextlib.suppress(ConnectionError):
-                self._body(body[begin:], kind, fault)
+                self._body(body[begin:end], kind, fault)
         return None
 
     def _body(self, body: bytes, kind: str, fault: Fault | None) -> None:
