@@ -1,7 +1,8 @@
 """Builder `attest`: what an image consists of and where it comes from, written beside it.
 
 Inputs: `manifest`; `lock` (its pins: `base`, `debs`, `wheels`, `files`); `packages/<stage>` (`stagecraft.packages.v1`);
-with a base image `base/status` and `base/os-release`. Params: `target`, and perhaps `keys` (stage to action key).
+with a base image `base/status` and `base/os-release`. Params: `target`, and perhaps `keys` (stage to action key) and
+`waivers` (exceptions that the target makes, with their reasons).
 Outputs: `sbom` (SPDX 2.3), `provenance` (in-toto, SLSA v1), both canonical JSON.
 """
 
@@ -43,6 +44,8 @@ def build(context: BuildContext) -> dict[str, Blob]:
         packages["base image"] = list(installed(status, release.get("ID", "debian")))
     target, manifest = str(context.params["target"]), context.inputs["manifest"]
     internal = {"lock": context.inputs["lock"], "keys": context.params.get("keys", {})}
+    if "waivers" in context.params:
+        internal["waivers"] = context.params["waivers"]
     pins = parse(context.store.read(context.inputs["lock"]), "lock")
     bill, origin = sbom(target, manifest, packages), provenance(target, manifest, pins, purls, internal)
     context.log(f"{len(bill['packages']) - 1} packages")

@@ -1,7 +1,7 @@
 """`check:<target>`: every gate of a target judged, and all of it told: a table, JSON, JUnit XML, SARIF.
 
 The stages that the checks read are realised first, the image is not. Unlike a build nothing ends at the first check
-that fails, nor at one that cannot judge. The report is format `stagecraft.check-report.v1`: docs/formats/check-report.md.
+that fails, nor at one that cannot judge. The format `stagecraft.check-report.v1` is in docs/formats/check-report.md.
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ from cache.errors import InputError, StagecraftError, StoreError
 
 if TYPE_CHECKING:
     from stages.graph import Graph
+    from stages.project import Project
     from stages.tasks import Session
 
 #: Verbs that take what `build` made somewhere else.
@@ -195,13 +196,13 @@ def read_by_checks(graph: Graph) -> list[str]:
                               for stage in stages_of(check, graph)))
 
 
-def logged(session: Session, target: str) -> list[str]:
+def logged(project: Project, target: str) -> list[str]:
     """Stages that a log may be asked of: those of the target; while it has no graph, those of its last build."""
     try:
-        return [stage.name for stage in session.project.graph(target).stages]
+        return [stage.name for stage in project.graph(target).stages]
     except StagecraftError:
         try:
-            return list(session.project.last(target).get("stages", {}))
+            return list(project.last(target).get("stages", {}))
         except StagecraftError:
             return []
 
@@ -220,7 +221,7 @@ def log(session: Session, target: str, as_json: bool) -> None:
     """`log:<target>`: the logs of all stages."""
     found = []
     _say_whose(session, target)
-    for stage in logged(session, target):
+    for stage in logged(session.project, target):
         try:
             found.append(_log(session, target, stage))
         except InputError:

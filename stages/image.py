@@ -17,6 +17,7 @@ from stages.graph import DataInput, FileInput, Input, Stage, StageInput
 from stages.layers import platform
 from stages.lockfile import SECTIONS, Lock
 from stages.target import PLACEHOLDER, Target
+from stages.waivers import exceptions
 
 
 def stages(target: Target, lock: Lock, layers: Sequence[Stage]) -> list[Stage]:
@@ -53,10 +54,11 @@ def stages(target: Target, lock: Lock, layers: Sequence[Stage]) -> list[Stage]:
         if lock.base["kind"] == "image" else {}
     attest = Stage(
         "attest", "SBOM and provenance", BUILDERS["attest"], platform(target),
-        {"target": target.name, "description": target.data["description"]},
+        {"target": target.name, "description": target.data["description"]}
+        | ({"waivers": waived} if (waived := exceptions(target)) else {}),
         {"manifest": StageInput("image", "manifest"), "lock": DataInput(content, canonical.sha256(content)),
          **packages, **facts},
-        mirrors=("input lock",),
+        mirrors=("input lock", "waivers"),
     )
     return [image, attest]
 
@@ -106,16 +108,7 @@ def labels(target: Target, lock: Lock, layers: Sequence[Stage]) -> dict[str, str
             found[f"io.stagecraft.{name}"] = versions[name]
     for stage in layers:
         found |= stage.labels
-    waived: list[Mapping[str, str]] = [
-        *({"override": entry["requirement"], "reason": entry["reason"]}
-          for entry in target.data["wheels"]["overrides"]),
-        *({"record": f"{entry['wheel']}: {entry['path']}", "reason": entry["reason"]}
-          for entry in target.data["wheels"]["records"]),
-        *({"collision": entry["path"], "winner": entry["winner"], "reason": entry["reason"]}
-          for entry in target.data["wheels"]["collisions"]),
-        *({"check": entry["check"], "subject": entry["subject"], "reason": entry["reason"]}
-          for entry in target.data["waivers"]),
-    ]
+    waived = exceptions(target)
     if waived:
         found["io.stagecraft.waivers"] = json.dumps(waived, ensure_ascii=False, sort_keys=True)
     written: Mapping[str, str] = target.data["image"]["labels"]

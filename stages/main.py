@@ -309,11 +309,17 @@ def _known_task(word: str, root: Path, project: Project | None) -> None:
 def _known_part(verb: str, target: str, part: str, project: Project | None, root: Path) -> None:
     """A stage or gate of a target. A target that cannot be read says so itself, when its tasks run."""
     from stages import gates
+    from stages.commands import logged
     from stages.project import Project
+    from stages.tasks import STAGES
 
+    project = project or Project(root)
     try:
-        graph = (project or Project(root)).graph(target)
+        graph = project.graph(target)
     except StagecraftError:
+        if verb == "log" and part not in STAGES and part not in (built := logged(project, target)):
+            raise _unknown(f"no log of {part} of {target}, whose target or lock is not sound", f"log:{target}:", part,
+                           built) from None
         return
     stages = [stage.name for stage in graph.stages]
     if verb == "gate":

@@ -6,6 +6,7 @@ everything was resolved: a failure leaves the old one as it was.
 
 from __future__ import annotations
 
+import datetime
 import os
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from cache.errors import LockError, StagecraftError
 from stages.lockfile import PARTS, Change, Lock, LockedFile, compare, path_of, read, request_digests
 from stages.project import Project
 from stages.target import Target
+from stages.waivers import judge_dates
 
 if TYPE_CHECKING:
     from oci.base import LockedBase
@@ -44,19 +46,22 @@ class LockChange:
 
 
 def lock(project: Project, name: str, log: Callable[[str], None], *, upgrade: bool | Collection[str] = False,
-         only: str = "", exclude_newer: str = "") -> LockChange:
+         only: str = "", exclude_newer: str = "", today: datetime.date | None = None) -> LockChange:
     """Resolve and write `targets/<name>.lock.json`.
 
     Args:
         upgrade: True moves every pin, a collection of names only those; otherwise what satisfies stays.
         only: "wheels" or "debs" leaves the other part as it was, and answering what it answered.
         exclude_newer: a date; wheels uploaded later are not seen.
+        today: by which waivers are over or not; without it the day it is, in UTC.
 
     Raises:
+        InputError: a waiver of the target is over.
         LockError: no solution, or an index that cannot serve it.
         FetchError: an index that does not answer.
     """
     target = project.target(name)
+    judge_dates(project.root, target, today or datetime.datetime.now(datetime.timezone.utc).date(), log)
     path = path_of(project.root, name)
     old = _previous(path, log)
     if only and old is None:

@@ -22,6 +22,7 @@ _VERSION = Text(r"\d[\w.+!-]*", "a version like 2.13.0")
 _MINOR = Text(r"\d+\.\d+", "two numbers like 3.11")
 _NAME = Text(r"[a-z0-9][a-z0-9.+-]*", "a lower-case name")
 _REASON = Text(r"\S.{9,}", "a reason of at least ten characters")
+_DAY = Text(r"\d{4}-\d{2}-\d{2}", "a day like 2027-01-31")
 _REQUIREMENT = Text(r"[A-Za-z0-9][\w.-]*(\[[\w,.-]+\])?\s*((==|>=|<=|<|>|~=|!=).+)?",
                     "a requirement like numpy==1.26.4")
 
@@ -88,7 +89,7 @@ SCHEMA = Fields(
                                   required=("name", "level")),
         }, defaults={"environment": {}, "command": [], "ports": [], "labels": {},
                      "compression": {"name": "zstd", "level": 3}}),
-        "waivers": ListOf(Fields({"check": _NAME, "subject": Text(), "reason": _REASON},
+        "waivers": ListOf(Fields({"check": _NAME, "subject": Text(), "reason": _REASON, "expires": _DAY},
                                  required=("check", "subject", "reason"))),
     },
     required=("format", "description", "platform", "device", "base", "python"),
@@ -270,9 +271,21 @@ def _waivers(waivers: list[Mapping[str, str]], document: Document) -> None:
 
     known = [check.id for check in CHECKS]
     for number, waiver in enumerate(waivers):
+        if "expires" in waiver:
+            _day(waiver["expires"], document.place(("waivers", str(number), "expires")))
         if waiver["check"] not in known:
             guess = nearest(waiver["check"], known)
             raise InputError(f"a waiver of an unknown check {waiver['check']!r}",
                              where=document.place(("waivers", str(number), "check")),
                              expected="one of " + ", ".join(known),
                              cure=f"did you mean {guess!r}?" if guess else "docs/checks.md lists all checks")
+
+
+def _day(text: str, where: str) -> None:
+    import datetime
+
+    try:
+        datetime.date.fromisoformat(text)
+    except ValueError as error:
+        raise InputError(f"there is no day {text}", where=where, expected="a day like 2027-01-31",
+                         found=str(error)) from error

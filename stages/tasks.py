@@ -303,7 +303,8 @@ def _target_tasks(session: Session, target: str, twins: dict[str, str]) -> Itera
         if verb == "check" and graph is not None:
             needs = commands.read_by_checks(graph)
         yield _task(session, verb, target, doc, action, task_dep=needs, **commands.options(verb))
-    for name in commands.logged(session, target):
+    logged = commands.logged(session.project, target)
+    for name in logged if graph is not None else dict.fromkeys([*logged, *STAGES]):
         yield _task(session, "log", f"{target}:{name}", f"the log of {name}", commands.log_of(session, target, name),
                     params=[JSON])
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ import pytest
 from cache.errors import GateError, InputError, IntegrityError
 from checks.registry import check
 from checks.verdict import Finding
-from stages import checking, gates
+from stages import checking, gates, main
 from stages.check_text import text
 from stages.checking import CheckReport, Judged, Weighed, judge_all
 from stages.junit import junit_xml
@@ -22,7 +21,8 @@ from stages.sarif import sarif_json
 from stages.tasks import Session
 from tests.support import sarif
 from tests.support.built import built_session
-from tests.support.front import HERE, doit
+from tests.support.front import HERE
+from tests.support.project import TARGET, write_target
 from tests.support.wheel_factory import make_wheel
 
 WAIVER = "waivers:\n  - {check: wheel-set, subject: 'wants: missing>=2', reason: nothing here needs it}\n"
@@ -217,27 +217,49 @@ def test_files_that_cannot_be_written_are_refused_first(tmp_path: Path, monkeypa
     assert words in caught.value.diagnostics()
 
 
-def test_front_door_checks_without_an_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def front(root: Path, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    """The front door in this process, which has the checks of `built_session`."""
+    monkeypatch.setattr("sys.argv", ["doit"])
+    return main.main(list(arguments), root)
+
+
+def test_front_door_checks_without_an_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                            capfd: pytest.CaptureFixture[str]) -> None:
     wheels = [make_wheel(tmp_path, "good", "1", files={"good.py": b""})]
     session, _ = built_session(tmp_path, monkeypatch, wheels=wheels)
-    root, store = session.project.root, tmp_path / "store"
-    for judged in (False, True):
-        told = json.loads(doit(root, store, "check:small", "--json").stdout)
+    root = session.project.root
+    for stored in (False, True):
+        assert front(root, monkeypatch, "check:small", "--json") == 0
+        told = json.loads(capfd.readouterr().out)
         assert told["passes"]
-        assert [one["cached"] for one in told["checks"]] == [judged] * len(told["checks"])
+        assert [one["cached"] for one in told["checks"]] == [stored, stored]
     assert not (root / "result-small").exists()
-    done = doit(root, store, "check:small", "--junit", "j.xml", "--sarif=s", "--strict", STAGECRAFT_CWD=str(tmp_path))
-    assert "checks: " in done.stdout
+    monkeypatch.setenv("STAGECRAFT_CWD", str(tmp_path))
+    assert front(root, monkeypatch, "check:small", "--junit", "j.xml", "--sarif=s", "--strict") == 0
+    assert "small: 2 checks: 2 passed" in capfd.readouterr().out
     assert (tmp_path / "j.xml").exists()
     assert (tmp_path / "s").exists()
-    assert "no directory" in doit(root, store, "check:small", "--junit", "no/j.xml", rc=110).stderr
+    assert front(root, monkeypatch, "check:small", "--junit", "no/j.xml") == 110
+    assert "no directory" in capfd.readouterr().err
 
 
-def test_front_door_fails_with_the_gate_s_code_and_no_traceback(tmp_path: Path,
-                                                               monkeypatch: pytest.MonkeyPatch) -> None:
-    session, out = built_session(tmp_path, monkeypatch)
-    assert isinstance(out, io.StringIO)
-    done = doit(session.project.root, tmp_path / "store", "check:small", rc=114)
-    assert "wheel-set" in done.stdout
-    assert "error: 1 of " in done.stderr
-    assert "Traceback" not in done.stderr
+def test_front_door_fails_with_the_gate_s_code_and_no_traceback(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    session, _ = built_session(tmp_path, monkeypatch)
+    assert front(session.project.root, monkeypatch, "check:small") == 114
+    told = capfd.readouterr()
+    assert "wheel-set  failed" in told.out
+    assert "error: 1 of 2 checks" in told.err
+    assert "Traceback" not in told.err
+
+
+def test_every_target_is_checked_though_one_cannot_be_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    session, _ = built_session(tmp_path, monkeypatch, WAIVER)
+    write_target(session.project.root, "a-bad", TARGET.replace("memory", "memroy"))
+    assert front(session.project.root, monkeypatch, "-n", "1", "check") == 110
+    told = capfd.readouterr()
+    assert "small: 2 checks: 1 passed, 1 waived" in told.out
+    assert "targets/a-bad.yaml:10" in told.err

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from cache.canonical import sha256
+from checks.registry import check
+from stages import gates
 from stages.lockfile import Lock, LockedFile, path_of, request_digests
 from stages.report import Report
 from stages.target import load
@@ -24,10 +26,13 @@ def built_session(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, waivers: str 
                   wheels: list[Path] | None = None) -> tuple[Session, io.StringIO]:
     """A session of the target `small`, with `deps` in the store, and what it writes on standard error.
 
+    Of the checks only two are there, which read nothing but `deps`.
+
     Args:
         waivers: text at the end of the target.
         wheels: of `deps`; without them one that lacks what it requires, and one with an odd rule about Python.
     """
+    monkeypatch.setattr(gates, "CHECKS", (check("wheel-set"), check("python")))
     monkeypatch.setenv("STAGECRAFT_STORE", str(tmp_path / "store"))
     root = make_project(tmp_path / "project", small=TARGET + waivers)
     session = Session(root)

@@ -1,0 +1,57 @@
+"""Tasks that only tell: for several targets, and for one whose lock does not fit it any more."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from stages.tasks import Session
+from tests.support.built import built_session
+from tests.support.front import doit
+from tests.support.project import TARGET, write_target
+
+
+@pytest.fixture
+def session(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Session:
+    """`small` with its layer `deps` built, as its last build left it."""
+    found, _ = built_session(tmp_path, monkeypatch)
+    project = found.project
+    project.store.set_root(project.root_name("small"), {
+        "format": "stagecraft.root.v1", "target": "small", "manifest": "", "blobs": [],
+        "stages": {"deps": found.records["small", "deps"].key}, "keys": [found.records["small", "deps"].key]})
+    return found
+
+
+@pytest.mark.parametrize(("verb", "told"), [("plan", "small: 1 of 3 stages cached"), ("why", "image")])
+def test_target_that_cannot_be_read_hides_no_other(session: Session, tmp_path: Path, verb: str, told: str) -> None:
+    root = session.project.root
+    for name in ("a-bad", "z-bad"):
+        write_target(root, name, TARGET.replace("memory", "memroy"))
+    done = doit(root, tmp_path / "store", "-n", "1", verb, rc=110)
+    assert told in done.stdout
+    for name in ("a-bad", "z-bad"):
+        assert f"targets/{name}.yaml:10" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("task", ["log:small", "log:small:deps"])
+def test_log_needs_no_lock_that_fits(session: Session, tmp_path: Path, task: str) -> None:
+    root = session.project.root
+    before = doit(root, tmp_path / "store", task)
+    assert "warning" not in before.stderr
+    write_target(root, text=TARGET + "wheels: {requirements: [six]}\n")
+    doit(root, tmp_path / "store", "plan:small", rc=111)
+    after = doit(root, tmp_path / "store", task)
+    assert after.stdout == before.stdout
+    assert "of the last build" in after.stderr
+    assert json.loads(doit(root, tmp_path / "store", task, "--json").stdout)
+
+
+def test_log_of_a_stage_that_was_never_built_is_named(session: Session, tmp_path: Path) -> None:
+    root = session.project.root
+    write_target(root, text=TARGET + "wheels: {requirements: [six]}\n")
+    done = doit(root, tmp_path / "store", "log:small:dpes", rc=110)
+    assert "did you mean ./doit log:small:deps?" in done.stderr
+    assert "no log of torch" in doit(root, tmp_path / "store", "log:small:torch", rc=110).stderr
