@@ -14,6 +14,7 @@ On disk (all below `Store.root`; docs/formats/store.md)::
     tmp/<id>                            files being written (flocked while they are)
     images/<name>/                      OCI image layouts; their blobs are symlinks into blobs/
     logs/<action key hex>.log           logs of failed builds
+    trees/ab/abcd…/                     a layer unpacked, for executors
     trash/                              what collection is deleting
 
 Durability: a blob is written to tmp/, hashed while written, fsynced, linked into blobs/ and its
@@ -51,7 +52,7 @@ __all__ = ["FORMAT", "Blob", "Record", "Store", "default_root", "hex_of"]
 FORMAT = "stagecraft.store.v1"
 
 _PARTS = frozenset({"store.json", "blobs", "records", "verdicts", "roots", "sessions", "partial", "locks", "ledger",
-                    "tmp", "images", "logs", "trash"})
+                    "tmp", "images", "logs", "trees", "failed", "derived", "trash"})
 
 
 def default_root(environ: Mapping[str, str] | None = None) -> Path:
@@ -156,6 +157,10 @@ class Store:
         if not path.exists():
             raise IntegrityError("a blob is missing from the store", where=str(path), cure=_AGAIN)
         return path
+
+    def protect(self, *names: str) -> None:
+        """Keep digests, or `trees/<key>`, from collection as long as this object lives, whether they are there or not."""
+        self._protect(*names)
 
     def open_blob(self, digest: str) -> BinaryIO:
         """Open a blob for reading. Raises IntegrityError if it is not there.

@@ -1,0 +1,188 @@
+"""Holding a process tree to its limits: by a cgroup where one can be made, else by counting its processes.
+
+A cgroup is version 2 (https://docs.kernel.org/admin-guide/cgroup-v2.html): below ours, or beside it where ours is a
+leaf. Counting reads `/proc`: it costs a few milliseconds four times a second, and a tree may go over its limit for
+that long.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from executors.process import Limits, size_text
+
+_INTERVAL = 0.25
+
+
+@dataclass(frozen=True)
+class Exceeded:
+    """A limit that was reached, in words."""
+
+    reason: str
+
+
+def memory_reason(limits: Limits) -> Exceeded:
+    return Exceeded(f"out of memory (limit {size_text(limits.memory or 0)})")
+
+
+def pids_reason(limits: Limits) -> Exceeded:
+    return Exceeded(f"too many processes (limit {limits.pids})")
+
+
+class Counted:
+    """Counts the tree below a process. `how` says what it does."""
+
+    path: str | None = None
+
+    def __init__(self, limits: Limits, proc: Path = Path("/proc")) -> None:
+        self._limits, self._proc, self._next = limits, proc, 0.0
+        self.how = "memory and processes limited by counting" if limits.memory or limits.pids else ""
+
+    def poll(self, pid: int) -> Exceeded | None:
+        """The limit that the tree below `pid` is over."""
+        if not self.how or time.monotonic() < self._next:
+            return None
+        memory, pids = usage(pid, self._proc)
+        self._next = time.monotonic() + _INTERVAL
+        if self._limits.memory and memory > self._limits.memory:
+            return memory_reason(self._limits)
+        if self._limits.pids and pids > self._limits.pids:
+            return pids_reason(self._limits)
+        return None
+
+    def ended(self) -> Exceeded | None:
+        return None
+
+    def kill(self) -> None:
+        """Nothing: the namespace ends with its first process."""
+
+    def close(self) -> None:
+        """Nothing was made."""
+
+
+class Cgroup:
+    """A cgroup of our own. The kernel holds the tree to its limits; `ended` tells whether it had to."""
+
+    def __init__(self, path: Path, limits: Limits) -> None:
+        self._path, self._limits = path, limits
+        self.path: str | None = str(path)
+        self.how = "memory and processes limited by a cgroup"
+
+    def poll(self, pid: int) -> Exceeded | None:
+        return self.ended()
+
+    def ended(self) -> Exceeded | None:
+        """The limit at which the kernel stopped it."""
+        if _event(self._path / "memory.events", "oom_kill"):
+            return memory_reason(self._limits)
+        return None
+
+    def kill(self) -> None:
+        """End everything in it (Linux 5.14)."""
+        with contextlib.suppress(OSError):
+            (self._path / "cgroup.kill").write_text("1")
+
+    def close(self) -> None:
+        """Remove it; the last process may take a moment to go."""
+        for _ in range(50):
+            try:
+                os.rmdir(self._path)
+                return
+            except FileNotFoundError:
+                return
+            except OSError:
+                time.sleep(0.02)
+
+
+def holder(limits: Limits, name: str, *, root: Path = Path("/sys/fs/cgroup"),
+           membership: Path = Path("/proc/self/cgroup")) -> Counted | Cgroup:
+    """What will hold a tree to its limits.
+
+    Args:
+        name: of the cgroup, if one can be made.
+    """
+    if limits.memory or limits.pids:
+        for base in _candidates(root, membership):
+            made = _cgroup(base / name, limits)
+            if made is not None:
+                return made
+    return Counted(limits)
+
+
+def _candidates(root: Path, membership: Path) -> list[Path]:
+    """Our own cgroup, then its parent: a cgroup that has processes may not hand controllers down."""
+    try:
+        lines = membership.read_text().splitlines()
+    except OSError:
+        return []
+    own = next((line[3:].lstrip("/") for line in lines if line.startswith("0::")), None)
+    if own is None or not (root / "cgroup.controllers").exists():
+        return []
+    place = root / own
+    return [place] if place == root else [place, place.parent]
+
+
+def _cgroup(path: Path, limits: Limits) -> Cgroup | None:
+    try:
+        wanted = ["memory"] * bool(limits.memory) + ["pids"] * bool(limits.pids)
+        given = (path.parent / "cgroup.subtree_control").read_text().split()
+        for controller in wanted:
+            if controller not in given:
+                (path.parent / "cgroup.subtree_control").write_text(f"+{controller}")
+        path.mkdir()
+    except OSError:
+        return None
+    try:
+        if limits.memory:
+            (path / "memory.max").write_text(str(limits.memory))
+            (path / "memory.oom.group").write_text("1")
+            with contextlib.suppress(FileNotFoundError):
+                (path / "memory.swap.max").write_text("0")
+        if limits.pids:
+            (path / "pids.max").write_text(str(limits.pids))
+        # May we move there? The common ancestor must be ours too; an empty write of our own pid tells.
+        if not os.access(path.parent / "cgroup.procs", os.W_OK):
+            raise PermissionError
+    except OSError:
+        with contextlib.suppress(OSError):
+            path.rmdir()
+        return None
+    return Cgroup(path, limits)
+
+
+def _event(path: Path, name: str) -> int:
+    try:
+        found: Mapping[str, str] = dict(line.split(" ", 1) for line in path.read_text().splitlines())
+    except (OSError, ValueError):
+        return 0
+    return int(found.get(name, "0"))
+
+
+def usage(pid: int, proc: Path = Path("/proc")) -> tuple[int, int]:
+    """Private bytes and number of threads of the processes below `pid`, itself left out."""
+    children: dict[int, list[int]] = {}
+    threads: dict[int, int] = {}
+    for name in os.listdir(proc):
+        if name.isdigit():
+            try:
+                fields = (proc / name / "stat").read_bytes().rpartition(b")")[2].split()
+            except OSError:
+                continue
+            children.setdefault(int(fields[1]), []).append(int(name))
+            threads[int(name)] = int(fields[17])
+    memory = count = 0
+    waiting = list(children.get(pid, ()))
+    page = os.sysconf("SC_PAGE_SIZE")
+    while waiting:
+        one = waiting.pop()
+        waiting += children.get(one, ())
+        count += threads[one]
+        with contextlib.suppress(OSError, ValueError):
+            resident, shared = (proc / str(one) / "statm").read_text().split()[1:3]
+            memory += (int(resident) - int(shared)) * page
+    return memory, count

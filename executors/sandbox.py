@@ -1,0 +1,301 @@
+"""Executor `sandbox`: bubblewrap around a root that is joined in a user and mount namespace of its own.
+
+No daemon, no root, nothing left behind: all mounts go with the last process. What a command sees is in
+docs/executors.md. It writes into `scratch` only, and unpacks layers into the store.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import selectors
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cache.errors import ToolError
+from cache.store import Store
+from executors import emulator as emulation
+from executors import limits, probe, trees
+from executors.emulator import Emulator
+from executors.process import HOSTNAME, USER, Limits, Outcome, Process, collect, reason_of, size_text
+
+_TICK = 0.1
+_LINE = 64 << 10  # a longer line is cut into several
+_INSIDE = "/inputs/emulator"
+
+
+@dataclass(frozen=True)
+class Sandbox:
+    """Runs processes on this machine.
+
+    Attributes:
+        emulator: for layers of a foreign machine.
+        registration: how the emulator is made known to the kernel: `own`, `host` or `none`; by default the first of
+            these that works.
+        overlay: False joins layers by merged trees even where an overlay works.
+    """
+
+    store: Store
+    emulator: Emulator | None = None
+    registration: str = ""
+    overlay: bool = True
+    _abilities: list[probe.Abilities] = field(default_factory=list, compare=False, repr=False)
+
+    def abilities(self) -> probe.Abilities:
+        """What this machine lets it do.
+
+        Raises:
+            ToolError: no sandbox works here; with what is missing and the cure.
+        """
+        if not self._abilities:
+            self._abilities.append(probe.require(str(self.store.directory("tmp"))))
+        return self._abilities[0]
+
+    def run(self, process: Process, scratch: Path, *, log: Callable[[str], None] = lambda line: None,
+            check: Callable[[], None] = lambda: None) -> Outcome:
+        """See `executors.process.Executor`."""
+        with self._prepared(process, scratch, log, check) as prepared, contextlib.closing(
+                limits.holder(process.limits, f"stagecraft-{os.getpid()}-{os.urandom(4).hex()}")) as holder:
+            how = [*prepared.how, *([holder.how] if holder.how else [])]
+            if process.limits.cpus:
+                how.append(f"{process.limits.cpus} CPUs by affinity")
+            work = prepared.work | {"cgroup": holder.path, "cpus": process.limits.cpus, "pids": process.limits.pids}
+            started = time.monotonic()
+            running, answers = probe.launch(work, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                                            stderr=subprocess.STDOUT, start_new_session=True)
+            watch = _Watch(running, answers, holder, process.limits, log, check)
+            try:
+                status, stopped = watch.wait()
+            finally:
+                watch.end()
+            reason = stopped or _exit_reason(status, watch.last)
+            return Outcome(None if stopped else status, reason, time.monotonic() - started, tuple(how),
+                           collect(process, scratch / "work"))
+
+    def shell(self, process: Process, scratch: Path, log: Callable[[str], None] = lambda line: None) -> int:
+        """Run it on this terminal; its exit code. No limit holds."""
+        with self._prepared(process, scratch, log, lambda: None, interactive=True) as prepared:
+            running, answers = probe.launch(prepared.work)
+            previous = signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the shell's
+            try:
+                failure = probe.said(answers)
+                status = running.wait()
+            finally:
+                signal.signal(signal.SIGINT, previous)
+            if failure is not None:
+                raise _failed(failure)
+            return status
+
+    @contextlib.contextmanager
+    def _prepared(self, process: Process, scratch: Path, log: Callable[[str], None], check: Callable[[], None], *,
+                  interactive: bool = False) -> Iterator[_Prepared]:
+        able = self.abilities()
+        for name in ("work", "tmp/home", "root", "binfmt", "lower"):
+            (scratch / name).mkdir(parents=True, exist_ok=True)
+        how: list[str] = []
+        mounts, root = self._root(process, scratch, able, how, log, check)
+        inputs, command = dict(process.inputs), list(process.command)
+        binfmt = None
+        with contextlib.ExitStack() as stack:
+            if process.machine != os.uname().machine:
+                registration = self._registration(process, able)
+                assert self.emulator is not None  # noqa: S101 - _registration has seen it
+                how.append(_REGISTERED[registration].format(self.emulator.version))
+                if registration == "own":
+                    mounts.append({"what": "binfmt_misc", "at": str(scratch / "binfmt"), "type": "binfmt_misc",
+                                   "options": None, "in": None})
+                    binfmt = {"at": str(scratch / "binfmt"), "line": emulation.line("stagecraft", self.emulator)}
+                elif registration == "host":
+                    stack.enter_context(emulation.registered(self.emulator))
+                else:
+                    inputs["emulator"] = self.emulator.path
+                    command = [_INSIDE, "-0", command[0], _program(root, process, scratch), *command[1:]]
+            wrapped = _bubblewrap(able.bubblewrap, root, scratch, inputs, process, command, interactive)
+            yield _Prepared({"mounts": mounts, "binfmt": binfmt, "command": wrapped}, tuple(how))
+
+    def _root(self, process: Process, scratch: Path, able: probe.Abilities, how: list[str],
+              log: Callable[[str], None], check: Callable[[], None]) -> tuple[list[dict[str, Any]], str]:
+        """The mounts that join the layers, and the directory that is the root then."""
+        parts = [trees.places(self.store)]
+        parts += [trees.layer(self.store, digest, log, check) for digest in process.layers]
+        if self.overlay and able.overlay and not any(tree.hides for tree in parts):
+            # By short relative names: the options of a mount fit into a page.
+            for number, tree in enumerate(parts):
+                link = scratch / "lower" / str(number)
+                link.unlink(missing_ok=True)
+                link.symlink_to(tree.root)
+            names = ":".join(str(number) for number in reversed(range(len(parts))))
+            how.append("root joined by an overlay")
+            return [{"what": "overlay", "at": str(scratch / "root"), "type": "overlay",
+                     "options": f"lowerdir={names}", "in": str(scratch / "lower")}], str(scratch / "root")
+        how.append("root merged into one tree")
+        return [], str(trees.merged(self.store, parts, process.layers, log, check).root)
+
+    def _registration(self, process: Process, able: probe.Abilities) -> str:
+        if self.emulator is None or self.emulator.machine != process.machine:
+            raise ToolError(f"no emulator that runs {process.machine} programs on {os.uname().machine}",
+                            cure="./doit lock:<target> --only emulator")
+        return self.registration or (
+            "own" if able.binfmt else "host" if emulation.host_registers() else "none")
+
+
+_REGISTERED = {
+    "own": "emulator {} registered in the own namespace",
+    "host": "emulator {} registered with the host for the time of the run",
+    "none": "emulator {} without registration: child processes cannot run",
+}
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    work: dict[str, Any]
+    how: tuple[str, ...]
+
+
+def _bubblewrap(program: str, root: str, scratch: Path, inputs: dict[str, Path], process: Process,
+                command: Sequence[str], interactive: bool) -> list[str]:
+    """The command line. What is not on it the command does not have."""
+    line = [program, "--unshare-user", "--uid", str(USER), "--gid", str(USER), "--unshare-ipc", "--unshare-pid",
+            "--unshare-net", "--unshare-uts", "--unshare-cgroup-try", "--hostname", HOSTNAME, "--die-with-parent",
+            "--ro-bind", root, "/", "--proc", "/proc", "--dev", "/dev", "--bind", f"{scratch}/tmp", "/tmp",  # noqa: S108
+            "--bind", f"{scratch}/work", "/work", "--tmpfs", "/inputs"]
+    for name, path in sorted(inputs.items()):
+        line += ["--ro-bind", str(path), f"/inputs/{name}"]
+    line += ["--remount-ro", "/inputs", "--chdir", "/work", "--clearenv"]
+    for name, value in sorted(process.variables().items()):
+        line += ["--setenv", name, value]
+    if interactive:
+        line += ["--setenv", "TERM", os.environ.get("TERM", "dumb")]
+    else:
+        line += ["--new-session"]
+    return [*line, "--", *command]
+
+
+def _program(root: str, process: Process, scratch: Path) -> str:
+    """The path in the root of the program that a command names: the emulator searches no PATH."""
+    name = process.command[0]
+    if "/" in name:
+        return name
+    places = [Path(root)] if not (scratch / "lower" / "0").exists() else \
+        sorted((scratch / "lower").iterdir(), key=lambda path: -int(path.name))
+    for directory in process.variables()["PATH"].split(":"):
+        for place in places:
+            if os.path.lexists(f"{place}/{directory}/{name}"):
+                return f"{directory}/{name}"
+    return name
+
+
+class _Watch:
+    """A run, until it ends or is ended."""
+
+    def __init__(self, running: subprocess.Popen[bytes], answers: socket.socket,
+                 holder: limits.Counted | limits.Cgroup, bounds: Limits, log: Callable[[str], None],
+                 check: Callable[[], None]) -> None:
+        self._running, self._answers, self._holder, self._bounds = running, answers, holder, bounds
+        self._log, self._check = log, check
+        self._rest = b""
+        self.last = ""
+
+    def wait(self) -> tuple[int, str]:
+        """Exit status, and why it was ended if it was."""
+        deadline = time.monotonic() + self._bounds.seconds if self._bounds.seconds else None
+        assert self._running.stdout is not None  # noqa: S101 - it was made with a pipe
+        os.set_blocking(self._running.stdout.fileno(), False)
+        open_ = True
+        stopped = ""
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._running.stdout, selectors.EVENT_READ)
+            while not stopped:
+                if open_ and selector.select(_TICK):
+                    open_ = self._read()
+                elif not open_:
+                    time.sleep(_TICK / 10)
+                if self._running.poll() is not None:
+                    break
+                self._check()
+                over = self._holder.poll(self._running.pid)
+                if over is not None:
+                    stopped = over.reason
+                elif deadline is not None and time.monotonic() > deadline:
+                    stopped = f"time limit ({self._bounds.seconds:g} s)"
+        if stopped:
+            self._kill()
+        status = self._running.wait()
+        self._drain()
+        if not stopped:
+            failure = probe.said(self._answers)
+            if failure is not None:
+                raise _failed(failure)
+            over = self._holder.ended()
+            stopped = over.reason if over is not None else ""
+        return status, stopped
+
+    def end(self) -> None:
+        """Kill what is left, whatever happened."""
+        self._kill()
+        self._running.wait()
+        self._answers.close()
+        if self._running.stdout is not None:
+            self._running.stdout.close()
+
+    def _kill(self) -> None:
+        # bubblewrap's first process in the namespace dies with it, and with that one every process there.
+        self._holder.kill()
+        if self._running.poll() is None:
+            self._running.kill()
+
+    def _read(self) -> bool:
+        assert self._running.stdout is not None  # noqa: S101 - as above
+        data = self._running.stdout.read(1 << 16)
+        if data is None:
+            return True
+        if not data:
+            return False
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        if len(self._rest) > _LINE:
+            lines.append(self._rest)
+            self._rest = b""
+        for line in lines:
+            self._line(line)
+        return True
+
+    def _line(self, line: bytes) -> None:
+        self.last = line.decode("utf-8", "replace").rstrip("\r")
+        self._log(self.last)
+
+    def _drain(self) -> None:
+        """What was written before the end. All writers are gone or going."""
+        end = time.monotonic() + 5
+        assert self._running.stdout is not None  # noqa: S101 - as above
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._running.stdout, selectors.EVENT_READ)
+            while time.monotonic() < end and (not selector.select(_TICK) or self._read()):
+                pass
+        if self._rest:
+            self._line(self._rest)
+            self._rest = b""
+
+
+def _exit_reason(status: int, last: str) -> str:
+    if status < 0:  # bubblewrap itself: nobody but the kernel, or a person, kills that
+        status = 128 - status
+    if status == 1 and last.startswith("bwrap: "):
+        return f"cannot start: {last[7:]}"
+    reason = reason_of(status)
+    if reason == "killed by SIGKILL":
+        return f"{reason} (by the machine, which may be out of memory, or by the command itself)"
+    return reason
+
+
+def _failed(failure: dict[str, Any]) -> ToolError:
+    return ToolError("the sandbox cannot be made", where=str(failure["step"]), found=str(failure["text"]),
+                     cure="./doit doctor says what this machine allows")
+
+
+__all__ = ["Sandbox", "size_text"]
