@@ -166,6 +166,10 @@ class LayerReader:
         """
         return _checked(self._file.fileno(), self.layer, self._file_at(path))
 
+    def peek(self, entry: dict[str, Any], count: int) -> bytes:
+        """The first bytes of a file entry's content, at most `count`; not checked."""
+        return os.pread(self._file.fileno(), min(count, int(entry["size"])), int(entry["offset"]))
+
     def _file_at(self, path: str) -> dict[str, Any]:
         entry = self.resolve(path)
         if entry is None or entry["type"] != "file":

@@ -15,6 +15,10 @@ _ROOT = Path(__file__).resolve().parent.parent
 
 Data = Mapping[str, Any]
 
+LIBRARIES = "checks/data/libraries.yaml"
+
+_PLACEHOLDER = re.compile(r"\{\{|\}\}|\{site\}|\{arch_list\}")
+
 
 def torch_cuda(target: Data, lock: Data) -> dict[str, Any]:
     cuda = str(target["device"].get("cuda", "none"))
@@ -52,6 +56,54 @@ def triton_stub(target: Data, lock: Data) -> dict[str, Any]:
     row = _releases("triton/pytriton-layout.yaml", version)
     return {"machine": machine(target), "python": lock["python"]["version"], "server": version,
             "known": row is not None, "numpy": (row or {}).get("numpy", "")}
+
+
+def closure(target: Data, lock: Data) -> dict[str, Any]:
+    table, device = _table(LIBRARIES), target["device"]
+    return _libraries(target, lock) | {
+        "dlopen": [{key: row[key] for key in ("name", "package", "error", "cure")} for row in table["dlopen"]],
+        "glibc": str(lock["python"].get("glibc", "")), "host_glibc": str(device.get("host", {}).get("glibc", "")),
+    }
+
+
+def abi(target: Data, lock: Data) -> dict[str, Any]:
+    torch = next((wheel["version"] for wheel in lock["wheels"] if wheel["name"] == "torch"), "")
+    return _libraries(target, lock) | {"torch": torch}
+
+
+def cuda_set(target: Data, lock: Data) -> dict[str, Any]:
+    table = _table(LIBRARIES)
+    cuda = str(target["device"].get("cuda", "none"))
+    return _libraries(target, lock) | {
+        "cudnn": {key: table["cudnn"][key] for key in ("error", "parts")}, "toolkit": table["toolkit"],
+        "cuda": "" if cuda == "none" else cuda,
+    }
+
+
+def _libraries(target: Data, lock: Data) -> dict[str, Any]:
+    """What all checks of shared libraries read (checks/libraries.py)."""
+    table, python = _table(LIBRARIES), lock["python"]
+    site = python["site"]
+    optional = [{key: str(row.get(key, "")).replace("{site}", site) for key in ("files", "any", "feature", "why")}
+                for row in table["optional"]]
+    driver = [{"name": row["name"], "symbols": row["symbols"]} for row in table["driver"]]
+    driver += [{"name": name, "symbols": ""} for name in target["device"].get("driver_libraries", ())]
+    base = lock["base"]
+    return {
+        "machine": machine(target), "site": site, "executable": python["executable"],
+        "library_path": environment(target, lock).get("LD_LIBRARY_PATH", ""),
+        "base": [layer["digest"] for layer in base["layers"]] if base["kind"] == "image" else [],
+        "required": [row["file"] for row in extensions(target, lock)["rows"]], "driver": driver, "optional": optional,
+    }
+
+
+def environment(target: Data, lock: Data) -> dict[str, str]:
+    """The environment of the image: its base's, then the target's, placeholders filled in as the stage `image` does."""
+    values = {"{site}": "/" + lock["python"]["site"], "{arch_list}": str(target["device"].get("arch_list", "")),
+              "{{": "{", "}}": "}"}
+    below = lock["base"]["config"]["environment"] if lock["base"]["kind"] == "image" else {}
+    return {**below, **{name: _PLACEHOLDER.sub(lambda found: values[found[0]], text)
+                        for name, text in target["image"]["environment"].items()}}
 
 
 def machine(target: Data) -> str:

@@ -14,6 +14,9 @@ from checks import facts
 #: The stages that hold wheels, in the order in which an image stacks them: a later one hides an earlier one's files.
 WHEEL_STAGES = ("cuda", "torch", "deps", "vllm")
 
+#: All stages that make layers of an image, lowest first.
+LAYER_STAGES = ("base", *WHEEL_STAGES, "triton", "serve")
+
 
 @dataclass(frozen=True)
 class Check:
@@ -44,6 +47,9 @@ def _of(*outputs: str) -> tuple[tuple[str, str], ...]:
     return tuple((stage, output) for stage in WHEEL_STAGES for output in outputs)
 
 
+#: Indexes of the whole file system; of a base image, what its layers hold together.
+_ALL_FILES = (("base-facts", "index"), *((stage, "index") for stage in LAYER_STAGES))
+
 CHECKS: tuple[Check, ...] = (
     Check("torch-cuda", 1, "torch is a build for the target's CUDA", ("torch",),
           (("torch", "index"), ("torch", "packages")), facts.torch_cuda, "checks.torch_cuda:run"),
@@ -55,6 +61,12 @@ CHECKS: tuple[Check, ...] = (
           (("vllm", "index"), ("vllm", "packages")), facts.extensions, "checks.extensions:run"),
     Check("triton-stub", 1, "Triton's Python stub is for the image's Python and numpy", ("triton",),
           (("triton", "index"), ("triton", "packages"), *_of("packages")), facts.triton_stub, "checks.triton_stub:run"),
+    Check("closure", 1, "every library that a file asks for is there, where the loader finds it", LAYER_STAGES,
+          (*_ALL_FILES, *_of("packages")), facts.closure, "checks.closure:run"),
+    Check("abi", 1, "every symbol that a library leaves undefined is in what is loaded with it", LAYER_STAGES,
+          _ALL_FILES, facts.abi, "checks.abi:run"),
+    Check("cuda-set", 1, "the CUDA libraries are of one release", WHEEL_STAGES,
+          (*_ALL_FILES, *_of("packages")), facts.cuda_set, "checks.cuda_set:run"),
 )
 
 

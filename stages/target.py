@@ -52,6 +52,7 @@ SCHEMA = Fields(
                 "driver_floor": Text(r"\d+(\.\d+)*|none", "a driver version like 580, or none"),
                 "memory": Text(choices=("unified", "discrete", "none")),
                 "host": Fields({"os": Text(), "glibc": _MINOR}, required=("os", "glibc")),
+                "driver_libraries": ListOf(Text(r"lib[\w.*?+-]+\.so[\w.*?]*", "a soname or a pattern of sonames")),
             },
             required=("name", "compute_capability", "arch_list", "cuda", "driver_floor", "memory"),
         ),
