@@ -25,11 +25,6 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
         yield running
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return Store.open(tmp_path / "store")
-
-
 def busybox(store: Store, **params: object) -> dict[str, Blob]:
     """An amd64 image that runs: Debian's static busybox, and a text in a layer above."""
     program = Path("/bin/busybox").read_bytes()

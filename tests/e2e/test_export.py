@@ -1,7 +1,6 @@
 """The export and the layout, read by skopeo."""
 
 import json
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -11,17 +10,7 @@ from oci.contents import read_image
 from oci.export import export_tar
 from oci.layout import link_result, write_layout
 from tests.support.images import sample
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return Store.open(tmp_path / "store")
-
-
-def skopeo(*arguments: str) -> str:
-    done = subprocess.run(["skopeo", *arguments], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+from tests.support.skopeo import skopeo
 
 
 @pytest.mark.parametrize("transport", ["oci-archive", "docker-archive"])

@@ -3,8 +3,6 @@
 import base64
 import hashlib
 import json
-import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,28 +21,12 @@ from oci.source import OciSource
 from oci.upload import upload
 from tests.support.images import ARM64, make_image, make_layer, sample
 from tests.support.registry import RunningRegistry, running_registry
+from tests.support.skopeo import skopeo
 
 ZSTD = {"name": "zstd", "level": 3}
 GZIP = {"name": "gzip", "level": 6}
 #: Of `user:password`; any bcrypt tool gives another one that is as good.
 HTPASSWD = "user:$2y$05$abcdefghijklmnopqrstuuWG29KuyeAicPCJODk1zjyGvyQUU2awu\n"
-
-
-@pytest.fixture(scope="module")
-def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningRegistry]:
-    with running_registry(tmp_path_factory.mktemp("registry")) as running:
-        yield running
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return Store.open(tmp_path / "store")
-
-
-def skopeo(*arguments: str) -> str:
-    done = subprocess.run(["skopeo", *arguments], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 def pulled(reference: str, directory: Path) -> tuple[dict[str, Any], dict[str, Any], str]:

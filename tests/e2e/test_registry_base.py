@@ -2,7 +2,6 @@
 
 import json
 import subprocess
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,19 +21,8 @@ from oci.reference import parse_reference
 from oci.registry import PUSH, Registry
 from oci.upload import upload
 from tests.support.images import AMD64, ARM64, make_layer
-from tests.support.registry import RunningRegistry, running_registry
+from tests.support.registry import RunningRegistry
 from tests.support.tarballs import LIBC_STATUS, UBUNTU, Member, make_tar, packed
-
-
-@pytest.fixture(scope="module")
-def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningRegistry]:
-    with running_registry(tmp_path_factory.mktemp("registry")) as running:
-        yield running
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return Store.open(tmp_path / "store")
 
 
 def put_base(registry: RunningRegistry, scratch: Path, name: str, layers: list[list[Member]], *,

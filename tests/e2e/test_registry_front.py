@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.support.docker_engine import running_engine
 from tests.support.front import MINI, doit, make_project, manifest_of
-from tests.support.registry import RunningRegistry, running_registry
+from tests.support.registry import RunningRegistry
 
 #: MINI without server and wheels, compressed as every engine can read it.
 BASE = MINI
@@ -20,12 +19,6 @@ for old, new in (('triton:\n  version: "0.7.0"\n', ""), ("wheels:\n  requirement
                  ("  ports: [8000]\n", "  compression: {name: gzip, level: 6}\n")):
     assert old in BASE
     BASE = BASE.replace(old, new)
-
-
-@pytest.fixture(scope="module")
-def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningRegistry]:
-    with running_registry(tmp_path_factory.mktemp("registry")) as running:
-        yield running
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,7 @@
 
 import http.server
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from oci.reference import parse_reference
 from oci.registry import Patience, Registry
 from oci.upload import upload
 from tests.support.images import ARM64, sample
-from tests.support.registry import RunningRegistry, running_registry, serving
+from tests.support.registry import RunningRegistry, serving
 from tests.support.tarballs import UBUNTU, make_tar, packed
 
 QUICK = Patience(attempts=2, backoff=0.01, stall=10)
@@ -104,17 +104,6 @@ def test_fetching_a_locked_layer_from_it_is_refused_too(tmp_path: Path) -> None:
         with pytest.raises(IntegrityError):
             fetch(store, [item], {"oci": OciSource(environ={}, patience=QUICK)}, policy=Policy(attempts=1))
     assert not store.has(sha256(data))
-
-
-@pytest.fixture(scope="module")
-def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningRegistry]:
-    with running_registry(tmp_path_factory.mktemp("registry")) as running:
-        yield running
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return Store.open(tmp_path / "store")
 
 
 class Once:

@@ -21,17 +21,11 @@ from tests.support.apt_repository import AptRepository, served
 from tests.support.front import make_project
 from tests.support.index_server import IndexServer
 from tests.support.project import TARGET
-from tests.support.registry import RunningRegistry, running_registry
+from tests.support.registry import RunningRegistry
 from tests.support.tarballs import UBUNTU, Member, make_tar, packed
 from tests.support.wheel_factory import make_wheel
 
 RELEASE = 'ID=debian\nVERSION_CODENAME=stable\nPRETTY_NAME="Some system"\n'
-
-
-@pytest.fixture(scope="module")
-def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningRegistry]:
-    with running_registry(tmp_path_factory.mktemp("registry")) as running:
-        yield running
 
 
 def put_image(registry: RunningRegistry, scratch: Path, name: str, *more: Member, architecture: str = "arm64",

@@ -1,0 +1,23 @@
+"""Fixtures for all tests: an empty store, and a real registry for a module."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cache.store import Store
+from tests.support.registry import RunningRegistry, running_registry
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store.open(tmp_path / "store")
+
+
+@pytest.fixture(scope="module")
+def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningRegistry]:
+    """Empty, on a loopback port, behind a proxy that counts requests; ended with the module."""
+    with running_registry(tmp_path_factory.mktemp("registry")) as running:
+        yield running
