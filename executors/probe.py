@@ -1,4 +1,4 @@
-"""What this machine lets a sandbox do, found by doing it. For `doctor` and the choice of an executor; never for a key."""
+"""What this machine lets a sandbox do, found by doing it: for `doctor` and the sandbox; no part of any key."""
 
 from __future__ import annotations
 

@@ -21,6 +21,8 @@ FORMAT = "stagecraft.lock.v1"
 SECTIONS = ("debs", "wheels", "files")
 #: The parts that are resolved on their own (`--only`), with the word for it and what they are to people.
 PARTS = {"base": ("debs", "base and Debian packages"), "wheels": ("wheels", "wheels")}
+#: What `--only` takes. The emulator answers no field of the target but its platform, so it is never out of date.
+ONLY = ("wheels", "debs", "emulator")
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,8 @@ class Lock:
             "layers", "suites"}`.
         python: `{"version", "executable", "glibc", "site", "scripts", "data"}` of the image.
         debs, wheels, files: exact files; `files` are wheels taken alone, without what they require.
+        emulator: packages that run the image's programs on other machines, for checks; no part of the image.
+        emulator_suites: the suites that these were resolved from, as in `base`.
     """
 
     target: str
@@ -71,6 +75,8 @@ class Lock:
     debs: tuple[LockedFile, ...] = ()
     wheels: tuple[LockedFile, ...] = ()
     files: tuple[LockedFile, ...] = ()
+    emulator: tuple[LockedFile, ...] = ()
+    emulator_suites: tuple[Mapping[str, str], ...] = ()
     path: str = field(default="", compare=False)
 
     def to_json(self) -> dict[str, Any]:
@@ -78,6 +84,8 @@ class Lock:
             "format": FORMAT, "target": self.target, "request": dict(self.request), "base": dict(self.base),
             "python": dict(self.python),
             **{section: [entry.to_json() for entry in getattr(self, section)] for section in SECTIONS},
+            **({"emulator": {"suites": [dict(suite) for suite in self.emulator_suites],
+                             "debs": [entry.to_json() for entry in self.emulator]}} if self.emulator else {}),
         }
 
     def dumps(self) -> str:
@@ -90,10 +98,21 @@ class Lock:
             body = json.dumps(data[key], indent=2, sort_keys=True, ensure_ascii=False).replace("\n", "\n  ")
             lines.append(f'  "{key}": {body},')
         for section in SECTIONS:
-            entries = [json.dumps(entry, ensure_ascii=False) for entry in data[section]]
-            body = "[\n    " + ",\n    ".join(entries) + "\n  ]" if entries else "[]"
-            lines.append(f'  "{section}": {body}' + ("," if section != SECTIONS[-1] else ""))
+            last = section == SECTIONS[-1] and not self.emulator
+            lines.append(f'  "{section}": {_lines(data[section], 2)}' + ("" if last else ","))
+        if self.emulator:
+            lines += ['  "emulator": {', f'    "suites": {_lines(data["emulator"]["suites"], 4)},',
+                      f'    "debs": {_lines(data["emulator"]["debs"], 4)}', "  }"]
         return "\n".join([*lines, "}", ""])
+
+
+def _lines(entries: Sequence[Any], indent: int) -> str:
+    """A list, one entry a line."""
+    if not entries:
+        return "[]"
+    between = "\n" + " " * (indent + 2)
+    return "[" + between + ("," + between).join(json.dumps(entry, ensure_ascii=False) for entry in entries) \
+        + "\n" + " " * indent + "]"
 
 
 def request_digests(target: Target) -> dict[str, str]:
@@ -118,7 +137,7 @@ def parse(text: str, where: str) -> Lock:
         if data["format"] != FORMAT:
             raise LockError("the lock has another format", where=where, expected=FORMAT, found=str(data["format"])[:60],
                             cure="lock again")
-        _keys(data, "the file", ("format", "target", "request", "base", "python", *SECTIONS))
+        _keys(data, "the file", ("format", "target", "request", "base", "python", *SECTIONS), ("emulator",))
         _text(data["target"], "target")
         _keys(data["request"], "request", tuple(PARTS))
         for part in PARTS:
@@ -126,6 +145,7 @@ def parse(text: str, where: str) -> Lock:
         _base(data["base"])
         _python(data["python"])
         sections = {section: _files(data[section], section) for section in SECTIONS}
+        emulator, suites = _emulator(data.get("emulator", {"suites": [], "debs": []}))
     except _Wrong as error:
         raise LockError(f"the lock is malformed: {error.what}", where=f"{where}: {error.at}", cure=_CURE) from error
     except (ValueError, TypeError, RecursionError) as error:
@@ -133,7 +153,8 @@ def parse(text: str, where: str) -> Lock:
         found = "the marks of a merge" if re.search(r"^(<{7}|>{7}) ", text, re.M) else str(error)
         raise LockError("the lock is malformed", where=where + line, expected="JSON", found=found,
                         cure=_CURE) from error
-    return Lock(data["target"], data["request"], data["base"], data["python"], path=where, **sections)
+    return Lock(data["target"], data["request"], data["base"], data["python"], path=where, emulator=emulator,
+                emulator_suites=suites, **sections)
 
 
 _CURE = "restore it from version control, or lock again"
@@ -232,10 +253,20 @@ def _base(value: Any) -> None:
             _size(layer["size"], f"{at}.size")
     else:
         raise _Wrong("kind is neither debian nor image", "base")
-    for suite, at in _list(value.get("suites", []), "base.suites"):
-        _keys(suite, at, ("index", "suite", "date", "release"), ("snapshot",))
+    _suites(value.get("suites", []), "base.suites")
+
+
+def _suites(value: Any, at: str) -> None:
+    for suite, place in _list(value, at):
+        _keys(suite, place, ("index", "suite", "date", "release"), ("snapshot",))
         for key, text in suite.items():
-            _text(text, f"{at}.{key}", _PLAIN if key in ("index", "suite") else _STAMP)
+            _text(text, f"{place}.{key}", _PLAIN if key in ("index", "suite") else _STAMP)
+
+
+def _emulator(value: Any) -> tuple[tuple[LockedFile, ...], tuple[Mapping[str, str], ...]]:
+    _keys(value, "emulator", ("suites", "debs"))
+    _suites(value["suites"], "emulator.suites")
+    return _files(value["debs"], "emulator.debs"), tuple(value["suites"])
 
 
 def _config(value: Any) -> None:
@@ -309,7 +340,7 @@ class Change:
 def compare(old: Lock | None, new: Lock) -> list[Change]:
     """What changed, by section and name. Same version with another hash shows the hashes."""
     found: list[Change] = []
-    for section in SECTIONS:
+    for section in (*SECTIONS, "emulator"):
         before = {(e.name, e.architecture): e for e in (getattr(old, section) if old else ())}
         after = {(e.name, e.architecture): e for e in getattr(new, section)}
         for key in sorted(before.keys() | after.keys()):

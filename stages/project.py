@@ -57,7 +57,8 @@ class Project:
 
     def suites(self) -> list[dict[str, str]]:
         """The suites that the locks read in this run were resolved from."""
-        return [suite for lock in self._locks.values() for suite in lock.base.get("suites", ())]
+        return [dict(suite) for lock in self._locks.values()
+                for suite in (*lock.base.get("suites", ()), *lock.emulator_suites)]
 
     def root_name(self, name: str) -> str:
         """The gc root of a target built in this checkout."""

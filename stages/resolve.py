@@ -51,7 +51,7 @@ def lock(project: Project, name: str, log: Callable[[str], None], *, upgrade: bo
 
     Args:
         upgrade: True moves every pin, a collection of names only those; otherwise what satisfies stays.
-        only: "wheels" or "debs" leaves the other part as it was, and answering what it answered.
+        only: "wheels", "debs" or "emulator" leaves the other parts as they were, and answering what they answered.
         exclude_newer: a date; wheels uploaded later are not seen.
         today: by which waivers are over or not; without it the day it is, in UTC.
 
@@ -68,27 +68,30 @@ def lock(project: Project, name: str, log: Callable[[str], None], *, upgrade: bo
         raise LockError(f"there is no sound lock to keep the rest of, so --only {only} cannot work",
                         where=f"targets/{name}.lock.json", cure=f"./doit lock:{name}")
     parts = _Parts(project, target, old, log, _moving(upgrade), exclude_newer)
-    if only == "wheels" and old is not None:
+    if only in ("wheels", "emulator") and old is not None:
         base, python, debs = old.base, old.python, old.debs
     else:
         base, python, debs = parts.base()
-    if only == "debs" and old is not None:
+    if only in ("debs", "emulator") and old is not None:
         wheels, files = old.wheels, old.files
-        if (wheels or files) and dict(python) != dict(old.python):
+        if only == "debs" and (wheels or files) and dict(python) != dict(old.python):
             raise LockError("the base has another Python or glibc than the wheels were resolved for",
                             where=f"targets/{name}.lock.json", found=f"Python {python['version']}, glibc "
                             f"{python['glibc']}", expected=f"Python {old.python['version']}, glibc "
                             f"{old.python['glibc']}", cure=f"./doit lock:{name}")
     else:
         wheels, files = parts.wheels(python)
-    new = Lock(name, _answered(target, old, only), base, python, debs, wheels, files)
+    emulator, suites = (old.emulator, old.emulator_suites) if only in ("wheels", "debs") and old is not None \
+        else parts.emulator()
+    new = Lock(name, _answered(target, old, only), base, python, debs, wheels, files, emulator, suites)
     changes = compare(old, new)
     text = new.dumps()
     if not path.exists() or path.read_bytes() != text.encode():
         temporary = path.with_name(f".{path.name}.{os.getpid()}")
         temporary.write_text(text, encoding="utf-8")
         temporary.replace(path)
-    return LockChange(name, tuple(changes), {"debs": len(debs), "wheels": len(wheels), "files": len(files)})
+    return LockChange(name, tuple(changes), {"debs": len(debs), "wheels": len(wheels), "files": len(files),
+                                             "emulator": len(emulator)})
 
 
 def _previous(path: Path, log: Callable[[str], None]) -> Lock | None:
@@ -214,6 +217,35 @@ class _Parts:
         found = lock_debs(request, archives(self.project.root), previous=previous, upgrade=self.upgrade, log=self.log)
         return (tuple(LockedFile(d.name, d.version, d.file, d.size, d.sha256, d.index, d.architecture)
                       for d in found.debs), [dict(vars(state)) for state in found.suites])
+
+    def emulator(self) -> tuple[tuple[LockedFile, ...], tuple[Mapping[str, str], ...]]:
+        """What runs the image's programs on other machines, for the check `load`; none for a target that it skips."""
+        from executors.emulator import rows
+        from stages.fetching import archives
+
+        wanted = [row for row in rows() if row.machine == ARCHITECTURES[self.target.architecture]]
+        if "torch" not in self.target.data or not wanted:
+            return (), ()
+        from lock.debs import DebRequest, LockedDeb, lock_debs
+
+        debs: list[LockedFile] = []
+        suites: list[Mapping[str, str]] = []
+        known = archives(self.project.root)
+        previous = [LockedDeb(d.name, d.version, d.architecture, d.file, d.size, d.sha256, d.index)
+                    for d in (self.old.emulator if self.old else ())]
+        for row in wanted:
+            if row.archive not in known:
+                self.log(f"  warning: no archive {row.archive} in targets/indexes.yaml: no emulator is locked, and on "
+                         f"{row.host} the check load will be skipped")
+                continue
+            self.log(f"  resolving the emulator for {row.host} with apt")
+            found = lock_debs(DebRequest(row.archive, row.suite, (row.component,), row.architecture, (row.package,),
+                                         essential=False), known, previous=previous, upgrade=self.upgrade, log=self.log)
+            # The program alone: it is static, and runs without what its package asks for.
+            debs += [LockedFile(d.name, d.version, d.file, d.size, d.sha256, d.index, d.architecture)
+                     for d in found.debs if d.name == row.package]
+            suites += [dict(vars(state)) for state in found.suites]
+        return tuple(debs), tuple(suites)
 
     def wheels(self, python: Mapping[str, str]) -> tuple[tuple[LockedFile, ...], tuple[LockedFile, ...]]:
         """Wheels of the target, and those that are taken alone."""

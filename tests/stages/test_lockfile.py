@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 
 from cache.errors import LockError
 from stages import lockfile, target
+from stages.image import materials, pins
 from stages.lockfile import Lock, LockedFile
 from tests.support.project import TARGET, write_target
 
@@ -175,3 +177,32 @@ def test_comparison_shows_moved_added_removed_and_rehashed() -> None:
     assert found == {("gone", "1", ""), ("come", "", "1"), ("moved", "1", "2"),
                      ("rehashed", "1 sha256:" + "b" * 12, "1 sha256:" + "c" * 12)}
     assert lockfile.compare(new, new) == []
+
+
+def with_emulator() -> Lock:
+    suite = {"index": "debian", "suite": "s", "date": "20260101T000000Z", "release": "sha256:5", "snapshot": ""}
+    emulator = LockedFile("qemu-user", "1:10.0", "pool/q/qemu-user_10.0_amd64.deb", 10, "c" * 64, "debian", "amd64")
+    return dataclasses.replace(lock(REQUEST, entry("a", "1")), emulator=(emulator,), emulator_suites=(suite,))
+
+
+def test_emulator_reads_back_and_is_one_entry_a_line() -> None:
+    made = with_emulator()
+    text = made.dumps()
+    assert lockfile.parse(text, "x") == made
+    assert sum(1 for line in text.splitlines() if '"qemu-user"' in line and line.endswith("}")) == 1
+    jsonschema.validate(json.loads(text), json.loads((HERE / "docs/formats/lock.schema.json").read_text()))
+    changes = lockfile.compare(lock(REQUEST, entry("a", "1")), made)
+    assert [(change.section, change.name, change.new) for change in changes] == [("emulator", "qemu-user", "1:10.0")]
+
+
+def test_emulator_is_no_part_of_the_image() -> None:
+    assert pins(with_emulator()) == pins(lock(REQUEST, entry("a", "1")))
+    assert materials(with_emulator()) == materials(lock(REQUEST, entry("a", "1")))
+
+
+@pytest.mark.parametrize("value", [[], {"debs": []}, {"suites": [], "debs": [{"name": "x"}]},
+                                   {"suites": [{"index": "x"}], "debs": []}])
+def test_malformed_emulator_is_refused(value: object) -> None:
+    data = json.loads(lock(REQUEST).dumps()) | {"emulator": value}
+    with pytest.raises(LockError, match="malformed"):
+        lockfile.parse(json.dumps(data), "x")
