@@ -367,6 +367,11 @@ def machine_actions(session: Session) -> list[tuple[str, str, Callable[..., Any]
 
         run(session.project.root, names)
 
+    def test_long(names: list[str]) -> None:
+        from stages.testing import run
+
+        run(session.project.root, names, "tests/long")
+
     def lint() -> None:
         from stages.testing import lint as run_lint
 
@@ -376,5 +381,6 @@ def machine_actions(session: Session) -> list[tuple[str, str, Callable[..., Any]
         ("targets", "the targets of this checkout", targets(session), {"params": [JSON]}),
         ("doctor", "what this machine is, what it can do, what is missing", doctor, {"params": [JSON]}),
         ("test", "set up what the tests need, then run them", test, {"pos_arg": "names"}),
+        ("test-long", "tests that need the network, large wheels or ten minutes", test_long, {"pos_arg": "names"}),
         ("lint", "style and types of the code", lint, {}),
     ]

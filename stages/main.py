@@ -160,13 +160,13 @@ def _doit(arguments: list[str], root: Path) -> int:
 
 
 #: Tasks that concern no target.
-MACHINE = ("store", "doctor", "test", "lint", "targets")
+MACHINE = ("store", "doctor", "test", "test-long", "lint", "targets")
 #: doit's commands that mean something here.
 DOIT_COMMANDS = ("help", "run", "list", "info", "tabcompletion")
 #: doit's commands about its database, or about what tasks write beside it.
 MEMORY_COMMANDS = ("clean", "forget", "ignore", "dumpdb", "strace", "reset-dep")
 #: Tasks that take every word that follows.
-TAKE_NAMES = ("lock", "load", "export", "push", "test")
+TAKE_NAMES = ("lock", "load", "export", "push", "test", "test-long")
 
 #: doit's options before the tasks, as getopt writes them: `:` and `=` take a value.
 SHORT = "acv:r:o:n:P:s"
@@ -204,7 +204,7 @@ def known(arguments: list[str], root: Path, project: Project | None = None) -> N
             raise InputError(f"option {word} where a task should be", cure="./doit [doit's options] TASK [its options]")
         _known_task(word, root, project)
         verb, colon, _ = word.partition(":")
-        if verb == "test" or (verb in TAKE_NAMES and colon):
+        if verb in ("test", "test-long") or (verb in TAKE_NAMES and colon):
             if verb in ("load", "export", "push"):
                 from stages.deliver import check
 

@@ -1,4 +1,4 @@
-"""`test` and `lint`: set up what they need on this machine, then run."""
+"""`test`, `test-long` and `lint`: set up what they need on this machine, then run."""
 
 from __future__ import annotations
 
@@ -10,8 +10,11 @@ from pathlib import Path
 from cache.errors import StageError, ToolError
 
 
-def run(root: Path, arguments: list[str]) -> None:
+def run(root: Path, arguments: list[str], directory: str = "tests") -> None:
     """Install hash-locked test requirements and the Debian packages of tests/apt.txt, then run pytest.
+
+    Args:
+        arguments: for pytest; tests or directories among them, or all of `directory`.
 
     Raises:
         ToolError: a package is missing and cannot be installed by this user.
@@ -22,7 +25,8 @@ def run(root: Path, arguments: list[str]) -> None:
     if missing:
         _install(missing)
     bytecode = ["-X", f"pycache_prefix={sys.pycache_prefix}"] if sys.pycache_prefix else []
-    command = [sys.executable, *bytecode, "-m", "pytest", *(arguments or ["tests"])]
+    named = any((root / argument.partition("::")[0]).exists() for argument in arguments)
+    command = [sys.executable, *bytecode, "-m", "pytest", *arguments, *([] if named else [directory])]
     result = subprocess.run(command, cwd=root, check=False)
     if result.returncode:
         raise StageError(f"pytest ended with {result.returncode}", where=" ".join(command[1:]))
