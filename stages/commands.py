@@ -64,7 +64,7 @@ def options(verb: str) -> dict[str, Any]:
     if verb == "lock":
         found["params"] += [
             option("upgrade", "move pins: all, or only the names that follow", default=False, kind=bool),
-            option("only", "resolve only this part: wheels or debs"),
+            option("only", "resolve only this part: wheels, debs or emulator"),
             option("exclude-newer", "ignore what was uploaded after this date (2026-11-20)"),
         ]
         found["pos_arg"] = "names"
@@ -103,13 +103,14 @@ def action(session: Session, verb: str, target: str) -> Callable[..., Any]:
     if verb == "lock":
         def lock(as_json: bool, upgrade: bool, only: str, exclude_newer: str, names: list[str]) -> None:
             from stages import resolve
+            from stages.lockfile import ONLY
 
             names, as_json = trailing(names or [], as_json)
             if names and not upgrade:
                 cure = f"./doit lock:{target} --upgrade {' '.join(names)}"
                 raise InputError(f"lock takes no {names[0]!r}", cure=cure)
-            if only not in ("", "wheels", "debs"):
-                raise InputError("--only takes wheels or debs", found=only)
+            if only and only not in ONLY:
+                raise InputError("--only takes wheels, debs or emulator", found=only)
             change = resolve.lock(session.project, target, session.report.line, upgrade=names or upgrade, only=only,
                                   exclude_newer=exclude_newer)
             show(change.to_json(), change.text(), as_json)
