@@ -7,15 +7,12 @@ interfaces are named as such, with the torch versions that would satisfy them as
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 
 from checks.libraries import Libraries, opened
 from checks.symbols import Reference
+from checks.torch_abi import is_torch, satisfying
 from checks.verdict import CheckInputs, Finding
-
-#: Names that libtorch's libraries define: C++ of its namespaces, the C shims of the stable ABI, Python glue.
-_TORCH = re.compile(r"_Z(T[VIST]|GV)?NK?(3c10|2at|5torch|6caffe2)|aoti_torch_|torch_(call|library|get|delete)|THP")
 
 
 def run(inputs: CheckInputs) -> list[Finding]:
@@ -42,7 +39,9 @@ def _judge(libraries: Libraries, path: str, inside: dict[str, list[str]]) -> Ite
     image, required = libraries.image, path in libraries.required
     nowhere = [reference for reference in lacking if required or reference.name not in image.by_symbol]
     if nowhere:
-        yield Finding("error", libraries.subject(path), _message(libraries, nowhere), f"/{path}", _cure(nowhere))
+        undefined = [reference.name for reference in image.libraries[path].undefined if not reference.weak]
+        yield Finding("error", libraries.subject(path), _message(libraries, nowhere), f"/{path}",
+                      _cure(nowhere, undefined, image.machine))
     elif lacking:
         inside.setdefault(image.by_symbol[lacking[0].name][0], []).append(path)
 
@@ -77,12 +76,10 @@ def _message(libraries: Libraries, lacking: list[Reference]) -> str:
     return f"{text}: no library of the image has it"
 
 
-def is_torch(name: str) -> bool:
-    """True for a symbol of torch's own interface."""
-    return _TORCH.match(name) is not None
-
-
-def _cure(lacking: list[Reference]) -> str:
+def _cure(lacking: list[Reference], undefined: list[str], machine: str) -> str:
     if not any(is_torch(reference.name) for reference in lacking):
         return "take a build that was linked whole, or add the library that has it"
+    versions = satisfying(undefined, machine)
+    if versions:
+        return f"take a build for this torch, or torch {' or '.join(versions)}, which has all that it asks of torch"
     return "take a build for this torch, or the torch that it was built for"

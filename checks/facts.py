@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from cache import canonical
+
 _ROOT = Path(__file__).resolve().parent.parent
 
 Data = Mapping[str, Any]
@@ -68,7 +70,8 @@ def closure(target: Data, lock: Data) -> dict[str, Any]:
 
 def abi(target: Data, lock: Data) -> dict[str, Any]:
     torch = next((wheel["version"] for wheel in lock["wheels"] if wheel["name"] == "torch"), "")
-    return _libraries(target, lock) | {"torch": torch}
+    table = _ROOT / f"checks/data/torch-exports.{machine(target)}.xz"
+    return _libraries(target, lock) | {"torch": torch, "known": _digest(table) if table.exists() else ""}
 
 
 def cuda_set(target: Data, lock: Data) -> dict[str, Any]:
@@ -110,6 +113,11 @@ def machine(target: Data) -> str:
     """The machine of an OCI platform as `uname -m` says it."""
     architecture = target["platform"].partition("/")[2]
     return str({"arm64": "aarch64", "amd64": "x86_64"}.get(architecture, architecture))
+
+
+@functools.cache
+def _digest(path: Path) -> str:
+    return canonical.sha256(path.read_bytes())
 
 
 def _releases(table: str, version: str) -> dict[str, Any] | None:

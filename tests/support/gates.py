@@ -75,6 +75,7 @@ class Gates:
                   for name, version in (packages or {}).items()]
         self._enter(stage, {"layer": layer.layer, "index": layer.index,
                             "packages": self.store.put(json.dumps({"packages": listed}).encode())})
+        self.lock["wheels"] = [wheel for wheel in self.lock["wheels"] if wheel["name"] not in (packages or {})]
         self.lock["wheels"] += [{"name": name, "version": version} for name, version in (packages or {}).items()]
 
     def _enter(self, stage: str, outputs: Mapping[str, Any]) -> None:
