@@ -86,8 +86,10 @@ def run(session: Session, target: str, check: Check) -> None:
         cures = "\n".join(dict.fromkeys(finding.cure for _, finding in failed if finding.cure))
         raise GateError(f"gate {check.id} does not let {target} pass", where=check.title, found=lines,
                         cure=(cures + "\n" if cures else "") + f"or a waiver in targets/{target}.yaml, with its reason")
-    waived = len(report.waived)
-    session.report.event("gate", check.id, text="passed" + (f", {waived} waived" if waived else ""))
+    told = [f"{len(report.waived)} waived"] if report.waived else []
+    notes = sum(finding.severity == "info" for _, finding in report.notes)
+    told += [f"{notes} note{'s' * (notes > 1)} (./doit check:{target})"] if notes else []
+    session.report.event("gate", check.id, text=", ".join(["passed", *told]))
 
 
 def judged(session: Session, target: str, check: Check) -> tuple[Verdict, GateReport]:
@@ -105,8 +107,10 @@ def judged(session: Session, target: str, check: Check) -> tuple[Verdict, GateRe
 
 
 def _tell(session: Session, check: Check, report: GateReport) -> None:
-    """What blocks nothing and must be seen all the same: warnings, notes, waivers that are out of date or misspelt."""
+    """What blocks nothing and must be seen all the same: warnings, waivers that are out of date or misspelt."""
     for _, finding in report.notes:
+        if finding.severity == "info":
+            continue
         session.report.line(f"  {finding.severity:<7} {check.id:<11} {finding.subject}: {finding.message}")
     for waiver in report.unused:
         session.report.line(f"  {'warning':<7} {check.id:<11} the waiver of {waiver['subject']!r} covers nothing")
