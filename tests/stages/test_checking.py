@@ -11,13 +11,13 @@ import junitparser
 import pytest
 
 from cache.errors import GateError, InputError, IntegrityError
-from checks.registry import check
+from checks.registry import CHECKS, check
 from checks.verdict import Finding
 from stages import checking, gates, main
 from stages.check_text import text
 from stages.checking import CheckReport, Judged, Weighed, judge_all
 from stages.junit import junit_xml
-from stages.sarif import sarif_json
+from stages.sarif import DOCUMENT, sarif_json
 from stages.tasks import Session
 from tests.support import sarif
 from tests.support.built import built_session
@@ -177,6 +177,11 @@ def test_fingerprints_are_of_the_subject_and_not_of_the_words() -> None:
     assert len(set(prints("one"))) == 2
     assert not set(prints("one")) & set(prints("one", subject="b"))
     assert not set(prints("one")) & set(prints("one", target="spark"))
+
+
+def test_every_rule_is_where_reports_point_to() -> None:
+    document = (HERE / DOCUMENT).read_text(encoding="utf-8")
+    assert [one.id for one in CHECKS if f'<a id="{one.id}"></a>' not in document] == []
 
 
 @pytest.mark.parametrize("change", [
