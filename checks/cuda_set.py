@@ -6,7 +6,7 @@ One libcudart major in a process, all parts of one cuDNN, one CUDA minor for the
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from checks.facts import release
 from checks.libraries import Libraries, opened
@@ -69,21 +69,30 @@ def _cudnn(libraries: Libraries) -> Iterator[Finding]:
                           cure="leave one cuDNN, all of it in one place")
 
 
-def _toolkit(inputs: CheckInputs) -> Iterator[Finding]:
-    """PTX, NVVM IR and headers of a newer minor are refused by what takes them, the driver at last."""
+def _toolkit(inputs: CheckInputs) -> list[Finding]:
     facts = inputs.facts
-    there = {package["name"]: package["version"] for package in packages(inputs) if package["name"] in facts["toolkit"]}
-    runtime = there.get("nvidia-cuda-runtime", facts["cuda"])
+    return toolkit({package["name"]: package["version"] for package in packages(inputs)
+                    if package["name"] in facts["toolkit"]}, facts["cuda"])
+
+
+def toolkit(there: Mapping[str, str], cuda: str) -> list[Finding]:
+    """Judge the CUDA toolkit's wheels (name to version) for a driver of CUDA `cuda` ("" is none). Pure.
+
+    PTX, NVVM IR and headers of a newer minor are refused by what takes them, the driver at last.
+    """
+    runtime = there.get("nvidia-cuda-runtime", cuda)
+    found = []
     for name, version in sorted(there.items()):
         if _minor(version) != _minor(runtime):
-            yield Finding("error", f"{name} {version}", f"{name} is of CUDA {_minor(version)}, the runtime of "
-                          f"{_minor(runtime)}: what it makes may be refused (cudaErrorUnsupportedPtxVersion, "
-                          "\"unsupported toolchain\")",
-                          cure=f"pin {name} to {_minor(runtime)}.*, as an override of the target")
-    newer = facts["cuda"] and release(_minor(runtime)) > release(_minor(facts["cuda"]))
-    if newer and "nvidia-cuda-runtime" in there:
-        yield Finding("error", f"nvidia-cuda-runtime {runtime}", f"the image brings CUDA {_minor(runtime)}, the "
-                      f"driver of the target {facts['cuda']}", cure="take a torch for the driver's CUDA")
+            found.append(Finding(
+                "error", f"{name} {version}", f"{name} is of CUDA {_minor(version)}, the runtime of {_minor(runtime)}: "
+                "what it makes may be refused (cudaErrorUnsupportedPtxVersion, \"unsupported toolchain\")",
+                cure=f"pin {name} to {_minor(runtime)}.*, as an override of the target"))
+    if cuda and release(_minor(runtime)) > release(_minor(cuda)) and "nvidia-cuda-runtime" in there:
+        found.append(Finding(
+            "error", f"nvidia-cuda-runtime {runtime}", f"the image brings CUDA {_minor(runtime)}, the "
+            f"driver of the target {cuda}", cure="take a torch for the driver's CUDA"))
+    return found
 
 
 def _minor(version: str) -> str:
