@@ -3,7 +3,7 @@
 What names the tables (`.dynamic`, the section headers) lies behind the device code, far from the beginning. GNU ld and
 gold put `.gnu.hash`, `.dynsym` and `.dynstr` first, in this order, behind the notes; so they are found by what must be
 true of them, and what does not agree in every respect is not read at all. A file that another linker or patchelf laid
-out otherwise gives None: whoever asks must then read the whole file (`checks.symbols`).
+out otherwise says so by its first bytes already: whoever asks must then read the whole file (`checks.symbols`).
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ _HASH = struct.Struct("<4I")
 _WEAK, _GLOBAL = 2, 1
 _LOAD, _INTERP, _NOTE = 1, 3, 4
 _MACHINES = {183: "aarch64", 62: "x86_64"}
+_LONGEST = 1 << 16
 #: More symbols than any library has (torch: 94,700).
 _MOST = 1 << 20
 
@@ -48,20 +49,30 @@ def machine(data: bytes) -> str | None:
     return _MACHINES.get(number, f"machine {number}")
 
 
+class NoTablesError(Exception):
+    """The tables are not at the beginning, however much of the file there is."""
+
+
 def read_head(data: bytes) -> Head | None:
-    """The symbols of a library that begins with `data`; None if its tables are not found, or not wholly in `data`."""
+    """The symbols of a library that begins with `data`; None if more of it is needed to tell.
+
+    Raises:
+        NoTablesError: no ELF file, or its tables are elsewhere.
+    """
+    if len(data) < _HEADER.size:
+        return None
     found = machine(data)
     if found is None:
-        return None
+        raise NoTablesError("not a 64-bit ELF file")
     try:
         table, strings, count = _tables(data)
         return _symbols(data, found, table, strings, count)
-    except (struct.error, _Disagreement):
+    except (struct.error, _TooShort):
         return None
 
 
-class _Disagreement(Exception):
-    """The bytes are not what they were taken for."""
+class _TooShort(Exception):
+    """The bytes end before it is sure."""
 
 
 def _tables(data: bytes) -> tuple[int, int, int]:
@@ -71,13 +82,15 @@ def _tables(data: bytes) -> tuple[int, int, int]:
         try:
             end, count = _gnu_hash(data, start)
             table = (end + 7) // 8 * 8
-            _check(data[table : table + _SYMBOL.size] == bytes(_SYMBOL.size))
             strings = table + count * _SYMBOL.size
-            _check(data[strings : strings + 1] == b"\0")
-            return table, strings, count
-        except (struct.error, _Disagreement):
+            _check(data[table : table + _SYMBOL.size] in (bytes(_SYMBOL.size), data[table:]))
+            _check(data[strings : strings + 1] in (b"\0", b""))
+        except NoTablesError:
             continue
-    raise _Disagreement
+        if strings >= len(data):
+            raise _TooShort
+        return table, strings, count
+    raise NoTablesError("no table of symbols behind the notes")
 
 
 def _behind_notes(data: bytes) -> int:
@@ -93,7 +106,7 @@ def _behind_notes(data: bytes) -> int:
     for kind, _, offset, _, _, length, _, _ in sorted(segments, key=lambda item: int(item[2])):
         if kind in (_INTERP, _NOTE) and offset <= end + 64:
             end = max(end, offset + length)
-            _check(end <= len(data))
+            _check(end <= 1 << 20)
     return (int(end) + 7) // 8 * 8
 
 
@@ -119,7 +132,9 @@ def _symbols(data: bytes, machine: str, table: int, strings: int, count: int) ->
         name_at, info, other, section, _, _ = _SYMBOL.unpack_from(data, at)
         if info >> 4 not in (_GLOBAL, _WEAK, 10):
             continue
-        end = data.find(b"\0", strings + name_at, strings + name_at + 65536)
+        end = data.find(b"\0", strings + name_at, strings + name_at + _LONGEST)
+        if end < 0 and strings + name_at + _LONGEST > len(data):
+            raise _TooShort
         left -= end - strings - name_at
         _check(bool(name_at) and end >= 0 and left >= 0)
         name = data[strings + name_at : end].decode("utf-8", "surrogateescape")
@@ -133,4 +148,4 @@ def _symbols(data: bytes, machine: str, table: int, strings: int, count: int) ->
 
 def _check(true: bool) -> None:
     if not true:
-        raise _Disagreement
+        raise NoTablesError("the bytes are not what they would be taken for")
