@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from stages.checking import CheckReport, Judged, Weighed
 
 PIPE = 80
+#: Of a note, which asks nobody to do anything; whatever is worse is shown whole.
+NOTE_LINES = 4
 
 
 def width() -> int:
@@ -66,7 +68,10 @@ def _finding(one: Weighed, columns: int) -> Iterator[str]:
     finding = one.finding
     word = "waived" if one.waiver else {"info": "note"}.get(finding.severity, finding.severity)
     yield from _wrapped(f"{word:<7}  {finding.subject}", "  ", columns)
-    yield from _wrapped(finding.message, " " * 11, columns)
+    lines = _wrapped(finding.message, " " * 11, columns)
+    if finding.severity == "info" and len(lines) > NOTE_LINES:
+        lines[NOTE_LINES - 1:] = [" " * 11 + "… (all of it with --json)"]
+    yield from lines
     if one.waiver:
         until = f" (until {one.waiver['expires']})" if "expires" in one.waiver else ""
         yield from _labelled("reason", one.waiver["reason"] + until, columns)

@@ -212,6 +212,16 @@ def test_text_fits_eighty_columns_but_for_paths_and_names_what_to_do() -> None:
     assert found.count("_C.abi3.so") == 1
 
 
+def test_long_note_is_cut_and_a_long_error_is_not() -> None:
+    def lines(severity: str) -> list[str]:
+        found = Weighed(Finding(severity, "a", "word " * 100))
+        return text(CheckReport("small", (Judged(check("python"), "passed", findings=(found,)),)), 80).splitlines()
+
+    assert len([line for line in lines("info") if "word" in line]) == 3
+    assert any("--json" in line for line in lines("info"))
+    assert sum(line.count("word") for line in lines("error")) == 100
+
+
 @pytest.mark.parametrize(("files", "words"), [(("none/j.xml", ""), "no directory"), (("", "."), "a directory"),
                                               (("x", "./x"), "two reports")])
 def test_files_that_cannot_be_written_are_refused_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
