@@ -25,7 +25,8 @@ from tests.support.front import make_project
 from tests.support.images import ARM64, sample
 from tests.support.project import TARGET, write_target
 
-ENDS = "waivers:\n  - check: wheel-set\n    subject: x\n    reason: known until the next release\n    expires: 2027-01-31\n"
+ENDS = ("waivers:\n  - check: wheel-set\n    subject: x\n    reason: known until the next release\n"
+        "    expires: 2027-01-31\n")
 LOCK = Lock("small", {}, {"kind": "debian", "suites": []}, PYTHON)
 
 
