@@ -24,14 +24,17 @@ _PLACEHOLDER = re.compile(r"\{\{|\}\}|\{site\}|\{arch_list\}")
 
 def torch_cuda(target: Data, lock: Data) -> dict[str, Any]:
     cuda = str(target["device"].get("cuda", "none"))
-    return {"cuda": "" if cuda == "none" else cuda, "site": lock["python"]["site"]}
+    return {"cuda": "" if cuda == "none" else cuda, "site": lock["python"]["site"], "machine": machine(target),
+            "python": lock["python"]["version"]}
 
 
 def wheel_set(target: Data, lock: Data) -> dict[str, Any]:
-    wanted = target.get("wheels", {}).get("requirements", [])
+    wanted, table = target.get("wheels", {}).get("requirements", []), _table("checks/data/wheel-sets.yaml")
     return {
         "machine": machine(target), "python": lock["python"]["version"], "site": lock["python"]["site"],
         "requirements": sorted(item if isinstance(item, str) else item["requirement"] for item in wanted),
+        "pairs": [_without_source(row) for row in table["pairs"]],
+        "same_version": [_without_source(row) for row in table["same_version"]], "leaks": table["leaks"],
     }
 
 
@@ -107,6 +110,11 @@ def environment(target: Data, lock: Data) -> dict[str, str]:
     below = lock["base"]["config"]["environment"] if lock["base"]["kind"] == "image" else {}
     return {**below, **{name: _PLACEHOLDER.sub(lambda found: values[found[0]], text)
                         for name, text in target["image"]["environment"].items()}}
+
+
+def _without_source(row: Data) -> dict[str, Any]:
+    """A row as far as it is judged by: where a fact is from changes no verdict."""
+    return {key: value for key, value in row.items() if key != "source"}
 
 
 def machine(target: Data) -> str:

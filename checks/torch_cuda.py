@@ -2,22 +2,29 @@
 
 A CPU build slips in where an index has no CUDA wheel for the machine, or a resolver takes another version (facts F1);
 it shows on the device as "Torch not compiled with CUDA enabled". Evidence is torch/version.py, which is parsed and
-never run, and libtorch_cuda.so. It proves what torch was built with, not that it works.
+never run, and libtorch_cuda.so; and METADATA, which can be had before the wheel: a CUDA wheel of an index requires
+NVIDIA's libraries on the machines that it is for. It proves what torch was built with, not that it works.
 """
 
 from __future__ import annotations
 
 import ast
+from collections.abc import Iterable
+
+from packaging.requirements import InvalidRequirement, Requirement
 
 from cache.layer import LayerReader
 from checks.packages import packages
 from checks.verdict import CheckInputs, Finding
+from checks.wheel_set import environment
 
 _CURE = "take torch from an index that has CUDA builds for this machine (torch.index in the target), and lock again"
 
 
 def run(inputs: CheckInputs) -> list[Finding]:
-    """Subjects: `torch: version`, `torch: version.py`, `torch: libtorch_cuda.so`, `torch: CUDA <version>`."""
+    """Subjects: `torch: version`, `torch: version.py`, `torch: libtorch_cuda.so`, `torch: requirements`,
+    `torch: CUDA <version>`.
+    """
     site, wanted = inputs.facts["site"], inputs.facts["cuda"]
     if not wanted:
         return []  # a target without CUDA takes any torch
@@ -33,6 +40,12 @@ def run(inputs: CheckInputs) -> list[Finding]:
         if entry is None or entry["type"] != "file" or not entry["size"]:
             found.append(Finding("error", "torch: libtorch_cuda.so", "torch has no libtorch_cuda.so", f"/{library}",
                                  _CURE))
+        if not requires_nvidia(torch.get("requires_dist", ()), inputs.facts["machine"], inputs.facts["python"]):
+            # Without other evidence it may be a build for a CUDA that comes from elsewhere, as for Jetson.
+            found.append(Finding(
+                "error" if found else "info", "torch: requirements", f"torch {torch['version']} requires no library of "
+                f"NVIDIA on {inputs.facts['machine']}: "
+                + ("a CPU build" if found else "its CUDA must come from elsewhere"), torch.get("file", ""), _CURE))
         path = f"{site}/torch/version.py"
         try:
             said = assigned(layer.read(path).decode())
@@ -47,6 +60,23 @@ def run(inputs: CheckInputs) -> list[Finding]:
             "error", f"torch: CUDA {cuda}", f"torch is built for CUDA {cuda}, the target's driver brings {wanted}",
             f"/{path}", "take a torch of the same CUDA major and of no newer minor, or correct device.cuda"))
     return found
+
+
+def requires_nvidia(requirements: Iterable[str], machine: str, python: str) -> bool:
+    """True if one of torch's `Requires-Dist` asks for a CUDA library on the machine. Pure.
+
+    PyPI's torch 2.10.0 for aarch64 asks for them on x86_64 only (facts 2.4): it is the CPU build.
+    """
+    target = environment(machine, python)
+    for text in requirements:
+        try:
+            requirement = Requirement(text)
+        except InvalidRequirement:
+            continue
+        if requirement.name.lower().startswith(("nvidia-", "cuda-")) and (
+                requirement.marker is None or requirement.marker.evaluate(target)):
+            return True
+    return False
 
 
 def assigned(source: str) -> dict[str, object]:

@@ -6,12 +6,17 @@ target's waivers with their reasons.
 
 A path in two layers with different content (facts F33): the upper layer's file is what the image has, whatever the
 lower one's package needs. Within one layer the builder refuses that itself.
+
+Further rules: `checks.wheel_family` (what metadata does not say), `checks.generated_code`, and files at the top of the
+site directory that belong into a source archive.
 """
 
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from packaging.requirements import InvalidRequirement, Requirement
@@ -19,19 +24,43 @@ from packaging.specifiers import InvalidSpecifier, SpecifierSet
 from packaging.utils import canonicalize_name
 
 from cache.layer import LayerReader
+from checks.generated_code import SUFFIX, generated, generator
 from checks.packages import packages
 from checks.registry import WHEEL_STAGES
 from checks.verdict import CheckInputs, Finding
+from checks.wheel_family import pairs, prereleases, same_version
 
 
 def run(inputs: CheckInputs) -> list[Finding]:
-    """Findings with subjects as `requirements` and `hidden_files` make them."""
+    """Findings with subjects as the functions that it calls make them."""
     facts = inputs.facts
+    site, wanted = facts["site"], facts["requirements"]
     listed = packages(inputs)
-    return [
-        *requirements(listed, facts["requirements"], environment(facts["machine"], facts["python"])),
-        *hidden_files(inputs, facts["site"]),
-    ]
+    installed = {package["name"]: package for package in listed}
+    errors = {(row["package"], row["needs"]): row["error"] for row in facts["pairs"]}
+    stages = [stage for stage in WHEEL_STAGES if f"{stage}/index" in inputs.outputs]
+    readers = {stage: LayerReader(inputs.store, inputs.outputs[f"{stage}/index"]) for stage in stages}
+    try:
+        return [
+            *requirements(listed, wanted, environment(facts["machine"], facts["python"]), errors),
+            *pairs(installed, facts["pairs"]), *same_version(installed, facts["same_version"]),
+            *prereleases(listed, wanted), *hidden_files(readers, site),
+            *leaks(readers, site, {row["name"]: row["what"] for row in facts["leaks"]}),
+            *_generated(readers, installed, site),
+        ]
+    finally:
+        for reader in readers.values():
+            reader.close()
+
+
+def _generated(readers: Mapping[str, LayerReader], installed: Mapping[str, Mapping[str, Any]],
+               site: str) -> list[Finding]:
+    if "protobuf" not in installed:
+        return []
+    modules = {path: made for reader in readers.values() for path, entry in reader.entries.items()
+               if path.endswith(SUFFIX) and entry["type"] == "file"
+               and (made := generator(reader.read(path))) is not None}
+    return generated(modules, installed["protobuf"]["version"], site)
 
 
 def environment(machine: str, python: str) -> dict[str, str]:
@@ -44,12 +73,13 @@ def environment(machine: str, python: str) -> dict[str, str]:
     }
 
 
-def requirements(listed: Iterable[Mapping[str, Any]], wanted: Iterable[str],
-                 target: Mapping[str, str]) -> list[Finding]:
+def requirements(listed: Iterable[Mapping[str, Any]], wanted: Iterable[str], target: Mapping[str, str],
+                 errors: Mapping[tuple[str, str], str] | None = None) -> list[Finding]:
     """Judge a set of packages (entries of `packages`). Pure.
 
     Args:
         wanted: requirements of the target itself; their extras count.
+        errors: (package, what it requires) to what is seen on the device when that is broken.
 
     Subjects: `<package>: <requirement>` (`opencv-python-headless: numpy>=2`, canonical names, without extras and
     marker), `<package>: python<specifier>`, `<package>: installed twice`, `target: <requirement>`.
@@ -74,7 +104,15 @@ def requirements(listed: Iterable[Mapping[str, Any]], wanted: Iterable[str],
             found += _python(package, target)
         for text in package.get("requires_dist", ()):
             found += _require(name, text, extra, installed, target, waiting, seen)
-    return sorted(set(found), key=lambda finding: finding.subject)
+    return sorted({_with_error(finding, errors or {}) for finding in found}, key=lambda finding: finding.subject)
+
+
+def _with_error(finding: Finding, errors: Mapping[tuple[str, str], str]) -> Finding:
+    """The finding with what it leads to, if that is known."""
+    for (name, other), error in errors.items():
+        if re.fullmatch(rf"{re.escape(name)}: {re.escape(other)}(?![\w-]).*", finding.subject):
+            return replace(finding, message=f"{finding.message}; on the device: {error}")
+    return finding
 
 
 def _python(package: Mapping[str, Any], target: Mapping[str, str]) -> list[Finding]:
@@ -122,25 +160,46 @@ def _require(name: str, text: str, extra: str, installed: Mapping[str, Mapping[s
 # -- files ----------------------------------------------------------------------------------------
 
 
-def hidden_files(inputs: CheckInputs, site: str) -> list[Finding]:
-    """Paths that two layers have with different content. Subject: `file: <path below site, else in the image>`."""
+def hidden_files(readers: Mapping[str, LayerReader], site: str) -> list[Finding]:
+    """Paths that two layers have with different content. Subject: `file: <path below site, else in the image>`.
+
+    Args:
+        readers: stage to layer, lowest first.
+    """
     owned: dict[str, tuple[str, tuple[str, str]]] = {}
     clashes: list[tuple[str, str, str]] = []
-    stages = [stage for stage in WHEEL_STAGES if f"{stage}/index" in inputs.outputs]
-    readers = {stage: LayerReader(inputs.store, inputs.outputs[f"{stage}/index"]) for stage in stages}
-    try:
-        for stage, reader in readers.items():
-            for path, entry in reader.entries.items():
-                what = (entry["type"], entry.get("digest") or entry.get("target", ""))
-                below = owned.get(path)
-                if below is not None and below[1] != what:
-                    clashes.append((path, below[0], stage))
-                owned[path] = (stage, what)
-        return [_clash(path, (one, owner(readers[one], path, site)), (two, owner(readers[two], path, site)), site)
-                for path, one, two in clashes]
-    finally:
-        for reader in readers.values():
-            reader.close()
+    for stage, reader in readers.items():
+        for path, entry in reader.entries.items():
+            what = (entry["type"], entry.get("digest") or entry.get("target", ""))
+            below = owned.get(path)
+            if below is not None and below[1] != what:
+                clashes.append((path, below[0], stage))
+            owned[path] = (stage, what)
+    return [_clash(path, (one, owner(readers[one], path, site)), (two, owner(readers[two], path, site)), site)
+            for path, one, two in clashes]
+
+
+def leaks(readers: Mapping[str, LayerReader], site: str, names: Mapping[str, str]) -> list[Finding]:
+    """What wheels leave at the top of the site directory that no import means. Subject: `leak: <name>`.
+
+    A warning: it breaks nothing until two of one name meet, which `hidden_files` and the builder find. A name that a
+    `<name>.dist-info` claims is a project's own.
+    """
+    found = []
+    for stage, reader in readers.items():
+        for name in sorted(names):
+            entry = reader.get(f"{site}/{name}")
+            if entry is None:
+                continue
+            inside = entry["path"] if entry["type"] != "directory" else next(
+                (path for path, below in reader.entries.items()
+                 if path.startswith(f"{site}/{name}/") and below["type"] == "file"), entry["path"])
+            whose = owner(reader, inside, site)
+            if whose.partition(" ")[0].lower().replace("-", "_") != name.removesuffix(".py"):
+                found.append(Finding(
+                    "warning", f"leak: {name}", f"{whose} in layer {stage} leaves {names[name]} in the directory that "
+                    "all packages share", f"/{site}/{name}", "tell its project"))
+    return found
 
 
 def _clash(path: str, below: tuple[str, str], above: tuple[str, str], site: str) -> Finding:

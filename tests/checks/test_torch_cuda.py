@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from cache.store import Store
-from checks.torch_cuda import assigned, runs
+from checks.torch_cuda import assigned, requires_nvidia, runs
 from tests.support.elf_factory import make_elf
 from tests.support.gates import Gates
 from tests.support.wheel_factory import make_wheel
@@ -26,16 +26,41 @@ def gates(tmp_path: Path) -> Gates:
 
 
 def torch(directory: Path, cuda: str | None = "13.0", version: str = "2.13.0", library: bytes | None = None,
-          source: str = VERSION) -> Path:
+          source: str = VERSION, requires: tuple[str, ...] = ("nvidia-cublas==13.1; sys_platform == 'linux'",)) -> Path:
     files = {"torch/version.py": source.format(cuda=cuda).encode()}
     if library != b"":
         files["torch/lib/libtorch_cuda.so"] = make_elf() if library is None else library
-    return make_wheel(directory, "torch", version, tag="cp311-cp311-manylinux_2_28_aarch64", files=files)
+    return make_wheel(directory, "torch", version, tag="cp311-cp311-manylinux_2_28_aarch64", files=files,
+                      requires=requires)
 
 
 def test_a_cuda_build_passes(gates: Gates, tmp_path: Path) -> None:
     gates.layer("torch", torch(tmp_path))
     assert gates.judge("torch-cuda").findings == ()
+
+
+#: As PyPI's 2.10.0 for aarch64 has them.
+FOR_X86 = ("filelock", "nvidia-cublas-cu12==12.8.4.1; platform_machine == 'x86_64'", "cuda-bindings; extra == 'x'")
+
+
+def test_cpu_build_by_its_metadata(gates: Gates, tmp_path: Path) -> None:
+    gates.layer("torch", torch(tmp_path, library=b"", requires=FOR_X86))
+    found = gates.errors("torch-cuda")
+    assert list(found) == ["torch: libtorch_cuda.so", "torch: requirements"]
+    assert "requires no library of NVIDIA on aarch64: a CPU build" in found["torch: requirements"]
+
+
+def test_cuda_build_for_a_cuda_from_elsewhere_is_told_and_passes(gates: Gates, tmp_path: Path) -> None:
+    gates.layer("torch", torch(tmp_path, requires=FOR_X86))
+    assert [(one.severity, one.subject) for one in gates.judge("torch-cuda").findings] == [
+        ("info", "torch: requirements")]
+
+
+@pytest.mark.parametrize(("text", "answer"), [
+    ("cuda-toolkit[cublas]==13.0.3; platform_system == 'Linux'", True), ("NVIDIA-cudnn-cu13", True),
+    (">=2 what", False), ("nvidia-cublas; platform_machine != 'aarch64'", False), ("numpy", False)])
+def test_requires_nvidia(text: str, answer: bool) -> None:
+    assert requires_nvidia([text], "aarch64", "3.11") is answer
 
 
 def test_an_older_minor_passes(gates: Gates, tmp_path: Path) -> None:

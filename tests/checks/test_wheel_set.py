@@ -1,4 +1,5 @@
-"""Gate wheel-set: requirements of the set, judged for the target; files that one layer hides from another."""
+"""Gate wheel-set: requirements of the set, judged for the target; families of wheels; files that one layer hides from
+another, leaks, and code that protoc generated."""
 
 from pathlib import Path
 from typing import Any
@@ -6,8 +7,10 @@ from typing import Any
 import pytest
 
 from cache.store import Store
+from checks import facts
+from checks.wheel_family import pairs, prereleases, same_version
 from checks.wheel_set import environment, requirements
-from tests.support.gates import Gates
+from tests.support.gates import SITE, TARGET, Gates
 from tests.support.wheel_factory import make_wheel
 
 ARM = environment("aarch64", "3.11")
@@ -140,3 +143,101 @@ def test_a_file_in_place_of_a_directory(gates: Gates, tmp_path: Path) -> None:
     gates.layer("torch", make_wheel(tmp_path, "one", "1", files={"thing/x.py": b""}))
     gates.layer("deps", make_wheel(tmp_path, "two", "1", files={"thing": b""}))
     assert list(gates.errors("wheel-set")) == ["file: thing"]
+
+
+# -- families -------------------------------------------------------------------------------------
+
+FACTS = facts.wheel_set(TARGET, {"python": {"version": "3.11", "site": SITE}})
+
+
+def of_families(*packages: dict[str, Any], wanted: tuple[str, ...] = ()) -> dict[str, tuple[str, str]]:
+    installed = {one["name"]: one for one in packages}
+    errors = {(row["package"], row["needs"]): row["error"] for row in FACTS["pairs"]}
+    found = [*requirements(packages, wanted, ARM, errors), *pairs(installed, FACTS["pairs"]),
+             *same_version(installed, FACTS["same_version"]), *prereleases(packages, wanted)]
+    return {finding.subject: (finding.severity, finding.message) for finding in found}
+
+
+def test_torchvision_pins_the_torch_that_is_there() -> None:
+    assert of_families(package("torch", "2.13.0"), package("torchvision", "0.28.0", "torch (==2.13.0)")) == {}
+
+
+def test_torchvision_of_another_torch_says_what_the_device_will_say() -> None:
+    found = of_families(package("torch", "2.11.0"), package("torchvision", "0.28.0", "torch (==2.13.0)"))
+    [(subject, (severity, message))] = found.items()
+    assert (subject, severity) == ("torchvision: torch==2.13.0", "error")
+    assert "the set has torch 2.11.0" in message
+    assert "operator torchvision::nms does not exist" in message
+
+
+def test_torchvision_without_a_pin_and_of_another_build() -> None:
+    found = of_families(package("torch", "2.13.0"), package("torchvision", "0.28.0", "torch", "torch-x; extra == 'x'"))
+    assert found["torchvision: torch"][0] == "warning"
+    both = package("torch", "2.13.0+cu130"), package("torchvision", "0.28.0+cpu", "torch==2.13.0")
+    severity, message = of_families(*both)["torchvision: torch"]
+    assert severity == "error"
+    assert "Could not run 'torchvision::nms'" in message
+    assert of_families(both[0], package("torchvision", "0.28.0+cu130", "torch==2.13.0")) == {}
+
+
+def test_flashinfer_is_one_release() -> None:
+    python = package("flashinfer-python", "0.7.0.post1")
+    assert of_families(python) == {}
+    assert of_families(python, package("flashinfer-cubin", "0.7.0.post1"),
+                       package("flashinfer-jit-cache", "0.7.0.post1+cu130")) == {}
+    found = of_families(python, package("flashinfer-cubin", "0.7.0"),
+                        package("flashinfer-jit-cache", "0.6.14+cu130"))
+    assert list(found) == ["flashinfer-cubin: version", "flashinfer-jit-cache: version"]
+    assert all(severity == "error" and "does not match flashinfer version" in message
+               for severity, message in found.values())
+
+
+def test_pre_release_that_nobody_asks_for() -> None:
+    assert list(of_families(package("cuda-tile", "1.6.0rc3"), package("a", "1", "cuda-tile>=1"))) == [
+        "cuda-tile: pre-release 1.6.0rc3"]
+    assert list(of_families(package("a", "1.dev3"))) == ["a: pre-release 1.dev3"]
+    assert of_families(package("a", "1.0.post20261028"), package("b", "2!1.0+local")) == {}
+
+
+@pytest.mark.parametrize("asked", ["semconv==0.66b2", "semconv>=0.60b1,<1", "SemConv==0.66b2; extra == 'x'"])
+def test_pre_release_that_a_requirement_names_is_asked_for(asked: str) -> None:
+    assert of_families(package("semconv", "0.66b2"), package("sdk", "1", asked)) == {}
+    assert of_families(package("semconv", "0.66b2"), wanted=("semconv==0.66b2",)) == {}
+
+
+# -- at the top of the site directory, and generated code ------------------------------------------------------------
+
+
+def warnings(gates: Gates) -> dict[str, str]:
+    return {finding.subject: finding.message for finding in gates.judge("wheel-set").findings
+            if finding.severity == "warning"}
+
+
+def test_what_belongs_into_a_source_archive_is_told_and_blocks_nothing(gates: Gates, tmp_path: Path) -> None:
+    gates.layer("deps", make_wheel(tmp_path, "leaky", "1", files={"leaky/tests/test_x.py": b"", "tests/x.py": b"",
+                                                                  "setup.py": b"", "build_backend.py": b""}))
+    assert gates.errors("wheel-set") == {}
+    found = warnings(gates)
+    assert list(found) == ["leak: build_backend.py", "leak: setup.py", "leak: tests"]
+    assert found["leak: tests"].startswith("leaky 1 in layer deps leaves a test suite")
+
+
+def test_project_of_that_name_leaks_nothing(gates: Gates, tmp_path: Path) -> None:
+    gates.layer("deps", make_wheel(tmp_path, "tools", "1", files={"tools/x.py": b""}),
+                make_wheel(tmp_path, "fine", "1", files={"fine/tests/x.py": b""}))
+    assert warnings(gates) == {}
+
+
+def generated_by(version: str) -> bytes:
+    return f"_v.ValidateProtobufRuntimeVersion(\n  _v.Domain.PUBLIC,\n  {version},\n  '',\n  'x.proto')".encode()
+
+
+def test_generated_code_that_the_protobuf_of_the_set_refuses(gates: Gates, tmp_path: Path) -> None:
+    protobuf = make_wheel(tmp_path, "protobuf", "6.33.5", files={"google/any_pb2.py": generated_by("6, 33, 5")})
+    good = make_wheel(tmp_path, "good", "1", files={"good/a_pb2.py": generated_by("5, 29, 0"), "good/b_pb2.py": b""})
+    gates.layer("deps", protobuf, good)
+    assert gates.errors("wheel-set") == {}
+    gates.layer("vllm", make_wheel(tmp_path, "bad", "1", files={"bad/a_pb2.py": generated_by("6, 33, 6")}))
+    [(subject, message)] = gates.errors("wheel-set").items()
+    assert subject == "bad/a_pb2.py: protobuf"
+    assert "gencode 6.33.6 runtime 6.33.5" in message
