@@ -9,7 +9,8 @@ NVIDIA's libraries on the machines that it is for. It proves what torch was buil
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 from packaging.requirements import InvalidRequirement, Requirement
 
@@ -18,47 +19,61 @@ from checks.packages import packages
 from checks.verdict import CheckInputs, Finding
 from checks.wheel_set import environment
 
+LIBRARY, VERSION = "torch/lib/libtorch_cuda.so", "torch/version.py"
 _CURE = "take torch from an index that has CUDA builds for this machine (torch.index in the target), and lock again"
 
 
 def run(inputs: CheckInputs) -> list[Finding]:
-    """Subjects: `torch: version`, `torch: version.py`, `torch: libtorch_cuda.so`, `torch: requirements`,
-    `torch: CUDA <version>`.
-    """
+    """Findings as `judge` makes them."""
     site, wanted = inputs.facts["site"], inputs.facts["cuda"]
     if not wanted:
         return []  # a target without CUDA takes any torch
-    found = []
     torch = next((package for package in packages(inputs) if package["name"] == "torch"), None)
     if torch is None:
         return [Finding("error", "torch: version", "there is no torch", "torch", _CURE)]
+    with LayerReader(inputs.store, inputs.outputs["torch/index"]) as layer:
+        entry = layer.resolve(f"{site}/{LIBRARY}")
+        library = entry is not None and entry["type"] == "file" and bool(entry["size"])
+        return judge(torch, library, lambda: layer.read(f"{site}/{VERSION}"), inputs.facts, f"/{site}/")
+
+
+def judge(torch: Mapping[str, Any], library: bool, version_py: Callable[[], bytes], facts: Mapping[str, Any],
+          place: str) -> list[Finding]:
+    """Judge torch, an entry of `packages`. Pure.
+
+    Args:
+        library: it has libtorch_cuda.so, and that is not empty.
+        version_py: reads torch/version.py; raises FileNotFoundError.
+        facts: `cuda`, `machine`, `python` of `checks.facts.torch_cuda`.
+        place: put before paths, for `where`.
+
+    Subjects: `torch: version`, `torch: version.py`, `torch: libtorch_cuda.so`, `torch: requirements`,
+    `torch: CUDA <version>`.
+    """
+    wanted, machine, found = facts["cuda"], facts["machine"], []
     if "+cpu" in torch["version"]:
         found.append(Finding("error", "torch: version", f"torch {torch['version']} is a CPU build", "torch", _CURE))
-    with LayerReader(inputs.store, inputs.outputs["torch/index"]) as layer:
-        library = f"{site}/torch/lib/libtorch_cuda.so"
-        entry = layer.resolve(library)
-        if entry is None or entry["type"] != "file" or not entry["size"]:
-            found.append(Finding("error", "torch: libtorch_cuda.so", "torch has no libtorch_cuda.so", f"/{library}",
-                                 _CURE))
-        if not requires_nvidia(torch.get("requires_dist", ()), inputs.facts["machine"], inputs.facts["python"]):
-            # Without other evidence it may be a build for a CUDA that comes from elsewhere, as for Jetson.
-            found.append(Finding(
-                "error" if found else "info", "torch: requirements", f"torch {torch['version']} requires no library of "
-                f"NVIDIA on {inputs.facts['machine']}: "
-                + ("a CPU build" if found else "its CUDA must come from elsewhere"), torch.get("file", ""), _CURE))
-        path = f"{site}/torch/version.py"
-        try:
-            said = assigned(layer.read(path).decode())
-        except (FileNotFoundError, SyntaxError, UnicodeDecodeError) as error:
-            return [*found, Finding("error", "torch: version.py", f"cannot be read: {error}", f"/{path}", _CURE)]
+    if not library:
+        found.append(Finding("error", "torch: libtorch_cuda.so", "torch has no libtorch_cuda.so", place + LIBRARY,
+                             _CURE))
+    if not requires_nvidia(torch.get("requires_dist", ()), machine, facts["python"]):
+        # Without other evidence it may be a build for a CUDA that comes from elsewhere, as for Jetson.
+        found.append(Finding(
+            "error" if found else "info", "torch: requirements", f"torch {torch['version']} requires no library of "
+            f"NVIDIA on {machine}: " + ("a CPU build" if found else "its CUDA must come from elsewhere"),
+            torch.get("file", ""), _CURE))
+    where = place + VERSION
+    try:
+        said = assigned(version_py().decode())
+    except (FileNotFoundError, SyntaxError, UnicodeDecodeError) as error:
+        return [*found, Finding("error", "torch: version.py", f"cannot be read: {error}", where, _CURE)]
     cuda = said.get("cuda")
     if not isinstance(cuda, str):
-        found.append(Finding("error", "torch: version.py", "torch.version.cuda is None: a CPU build", f"/{path}",
-                             _CURE))
+        found.append(Finding("error", "torch: version.py", "torch.version.cuda is None: a CPU build", where, _CURE))
     elif not runs(cuda, wanted):
         found.append(Finding(
             "error", f"torch: CUDA {cuda}", f"torch is built for CUDA {cuda}, the target's driver brings {wanted}",
-            f"/{path}", "take a torch of the same CUDA major and of no newer minor, or correct device.cuda"))
+            where, "take a torch of the same CUDA major and of no newer minor, or correct device.cuda"))
     return found
 
 
