@@ -19,6 +19,9 @@ Data = Mapping[str, Any]
 
 LIBRARIES = "checks/data/libraries.yaml"
 
+#: What the layer of the Triton server calls it among its packages.
+SERVER = "triton-inference-server"
+
 _PLACEHOLDER = re.compile(r"\{\{|\}\}|\{site\}|\{arch_list\}")
 
 
@@ -84,6 +87,38 @@ def cuda_set(target: Data, lock: Data) -> dict[str, Any]:
         "cudnn": {key: table["cudnn"][key] for key in ("error", "parts")}, "toolkit": table["toolkit"],
         "cuda": "" if cuda == "none" else cuda,
     }
+
+
+def load(target: Data, lock: Data) -> dict[str, Any]:
+    python, base = lock["python"], lock["base"]
+    return {
+        "machine": machine(target), "site": python["site"], "executable": python["executable"],
+        "environment": environment(target, lock),
+        "base": [layer["digest"] for layer in base["layers"]] if base["kind"] == "image" else [],
+        "rows": [{"module": row["file"].partition(".")[0].replace("/", "."), "file": row["file"]}
+                 for row in extensions(target, lock)["rows"]],
+        "wheels": sorted({wheel["name"] for wheel in lock["wheels"]} & {"torch", "torchvision", "vllm"}),
+        "stubs": [{"name": row["name"], "symbols": row["symbols"], "value": row["value"]}
+                  for row in _table(LIBRARIES)["driver"] if "value" in row],
+        "emulator": [{key: deb[key] for key in ("name", "version", "architecture", "sha256")}
+                     for deb in lock.get("emulator", {}).get("debs", ())],
+    }
+
+
+def advisories(target: Data, lock: Data) -> dict[str, Any]:
+    """The rows for packages of the lock, for the server that its wheel carries, and for the device's memory."""
+    table = _table("checks/data/advisories.yaml")
+    there = {wheel["name"] for wheel in lock["wheels"]}
+    rows = [row for row in table["advisories"] if row["part"] in there]
+    rows += [row for row in table["faults"] if row["part"] in there and row["memory"] == target["device"].get("memory")]
+    if "triton" in target:
+        rows += [row for row in table["advisories"] if row["part"] == SERVER]
+        version = next((file["version"] for file in lock["files"] if file["name"] == "nvidia-pytriton"), "")
+        prebuilt = _releases("triton/pytriton-layout.yaml", version) or {}
+        if prebuilt.get("advisories"):
+            rows.append({"part": SERVER, "by": "container", "id": f"before {prebuilt['fixed']}", "severity": "critical",
+                         "what": "remote holes", "aliases": prebuilt["advisories"], "fixed": prebuilt["fixed"]})
+    return {"rows": [_without_source(row) for row in rows]}
 
 
 def _libraries(target: Data, lock: Data) -> dict[str, Any]:

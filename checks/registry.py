@@ -67,6 +67,11 @@ CHECKS: tuple[Check, ...] = (
           _ALL_FILES, facts.abi, "checks.abi:run"),
     Check("cuda-set", 1, "the CUDA libraries are of one release", WHEEL_STAGES,
           (*_ALL_FILES, *_of("packages")), facts.cuda_set, "checks.cuda_set:run"),
+    Check("advisories", 1, "no part has a known security hole, nor a fault that this device meets",
+          (*WHEEL_STAGES, "triton"), (*_of("packages"), ("triton", "packages")), facts.advisories,
+          "checks.advisories:run"),
+    Check("load", 1, "torch, every required extension and vLLM load in the image's own Python", ("torch",),
+          _ALL_FILES, facts.load, "checks.load:run", runs=True),
 )
 
 
