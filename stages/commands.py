@@ -66,6 +66,7 @@ def options(verb: str) -> dict[str, Any]:
             option("upgrade", "move pins: all, or only the names that follow", default=False, kind=bool),
             option("only", "resolve only this part: wheels, debs or emulator"),
             option("exclude-newer", "ignore what was uploaded after this date (2026-11-20)"),
+            option("no-preflight", "write the lock without judging it", default=False, kind=bool),
         ]
         found["pos_arg"] = "names"
     if verb == "check":
@@ -100,8 +101,16 @@ def action(session: Session, verb: str, target: str) -> Callable[..., Any]:
             checking.run(session, target, as_json, junit, sarif, strict)
 
         return check
+    if verb == "preflight":
+        def preflight(as_json: bool) -> None:
+            from stages import preflight as judging
+
+            judging.run(session, target, as_json)
+
+        return preflight
     if verb == "lock":
-        def lock(as_json: bool, upgrade: bool, only: str, exclude_newer: str, names: list[str]) -> None:
+        def lock(as_json: bool, upgrade: bool, only: str, exclude_newer: str, no_preflight: bool,
+                 names: list[str]) -> None:
             from stages import resolve
             from stages.lockfile import ONLY
 
@@ -112,7 +121,7 @@ def action(session: Session, verb: str, target: str) -> Callable[..., Any]:
             if only and only not in ONLY:
                 raise InputError("--only takes wheels, debs or emulator", found=only)
             change = resolve.lock(session.project, target, session.report.line, upgrade=names or upgrade, only=only,
-                                  exclude_newer=exclude_newer)
+                                  exclude_newer=exclude_newer, judged=not no_preflight)
             show(change.to_json(), change.text(), as_json)
 
         return lock

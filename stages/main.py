@@ -242,7 +242,7 @@ def _after_task_options(word: str, words: list[str]) -> list[str]:
     takes: list[dict[str, Any]] = []
     if verb == "store":
         takes = [*STORE_OPTIONS[rest], JSON]
-    elif verb in ("doctor", "targets") or (rest and verb in ("build", "plan", "why", "log")):
+    elif verb in ("doctor", "targets") or (rest and verb in ("build", "plan", "why", "log", "preflight")):
         takes = [JSON]
     elif rest and verb == "check":
         takes = [*CHECK_OPTIONS, JSON]

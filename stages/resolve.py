@@ -46,19 +46,22 @@ class LockChange:
 
 
 def lock(project: Project, name: str, log: Callable[[str], None], *, upgrade: bool | Collection[str] = False,
-         only: str = "", exclude_newer: str = "", today: datetime.date | None = None) -> LockChange:
+         only: str = "", exclude_newer: str = "", judged: bool = True,
+         today: datetime.date | None = None) -> LockChange:
     """Resolve and write `targets/<name>.lock.json`.
 
     Args:
         upgrade: True moves every pin, a collection of names only those; otherwise what satisfies stays.
         only: "wheels", "debs" or "emulator" leaves the other parts as they were, and answering what they answered.
         exclude_newer: a date; wheels uploaded later are not seen.
+        judged: by preflight, if wheels were resolved; False writes the lock whatever it holds.
         today: by which waivers are over or not; without it the day it is, in UTC.
 
     Raises:
         InputError: a waiver of the target is over.
         LockError: no solution, or an index that cannot serve it.
         FetchError: an index that does not answer.
+        GateError: preflight does not let it pass.
     """
     target = project.target(name)
     judge_dates(project.root, target, today or datetime.datetime.now(datetime.timezone.utc).date(), log)
@@ -84,6 +87,8 @@ def lock(project: Project, name: str, log: Callable[[str], None], *, upgrade: bo
     emulator, suites = (old.emulator, old.emulator_suites) if only in ("wheels", "debs") and old is not None \
         else parts.emulator()
     new = Lock(name, _answered(target, old, only), base, python, debs, wheels, files, emulator, suites)
+    if judged and only not in ("debs", "emulator"):
+        _judge(project, target, new, log)
     changes = compare(old, new)
     text = new.dumps()
     if not path.exists() or path.read_bytes() != text.encode():
@@ -92,6 +97,23 @@ def lock(project: Project, name: str, log: Callable[[str], None], *, upgrade: bo
         temporary.replace(path)
     return LockChange(name, tuple(changes), {"debs": len(debs), "wheels": len(wheels), "files": len(files),
                                              "emulator": len(emulator)})
+
+
+def _judge(project: Project, target: Target, new: Lock, log: Callable[[str], None]) -> None:
+    """Preflight of a lock that is not written yet. Raises GateError."""
+    if not new.wheels:
+        return
+    from stages.preflight import preflight
+
+    log("  judging the wheels by their index")
+    found = preflight(project, target, new, log)
+    for line in found.notes():
+        log(f"  {line}")
+    log(f"  {found.summary()}")
+    error = found.error(f"preflight does not let the new lock of {target.name} pass; the lock is as it was",
+                        f"or ./doit lock:{target.name} --no-preflight, which writes it all the same")
+    if error is not None:
+        raise error
 
 
 def _previous(path: Path, log: Callable[[str], None]) -> Lock | None:

@@ -30,13 +30,14 @@ VERBS = {
     "log": "the stored log of the last build of a stage",
     "check": "judge all gates of a target; --json, --junit FILE, --sarif FILE, --strict",
     "lock": "resolve every input to an exact file and write the lock",
+    "preflight": "judge the lock's wheels by their index, before they are downloaded",
     "load": "put the image into a Docker engine",
     "export": "write the image as a tar for docker load and OCI tools",
     "push": "push the image to a registry",
 }
 
 #: Verbs that only tell something. For several targets each tells, even if one of them cannot.
-REPORTS = ("plan", "why", "log", "check")
+REPORTS = ("plan", "why", "log", "check", "preflight")
 
 #: Names that stages may have; `./doit list` shows them even for a checkout in which no target has them all.
 STAGES = ("base-facts", "base", "cuda", "torch", "deps", "vllm", "triton", "serve", "image", "attest")
