@@ -3,8 +3,8 @@
     python tests/fuzz/elf_fuzz.py [--seconds 60] [--seed N] [--samples DIR]
 
 Each round takes a library that gcc made, one that this process has loaded, or one of DIR, changes it, and reads it with
-`read_elf`, `read_library` and `read_head`. What may come out is a result, `DamagedElfError`, and that not because memory
-or the stack ran out, or `NoTablesError`; see `harness` for the limits.
+`read_elf`, `read_library` and `read_head`. What may come out is a result, `NoTablesError`, or `DamagedElfError` that is
+not because memory or the stack ran out; see `harness` for the limits.
 """
 
 from __future__ import annotations
