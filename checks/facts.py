@@ -152,6 +152,11 @@ def _without_source(row: Data) -> dict[str, Any]:
     return {key: value for key, value in row.items() if key != "source"}
 
 
+def ptx_isa(cuda: str) -> str:
+    """The newest PTX ISA ("9.0") that the driver of a CUDA ("13.0") compiles; empty if that is not known."""
+    return next((str(row["isa"]) for row in _table("checks/data/ptx-isa.yaml")["versions"] if row["cuda"] == cuda), "")
+
+
 def machine(target: Data) -> str:
     """The machine of an OCI platform as `uname -m` says it."""
     architecture = target["platform"].partition("/")[2]

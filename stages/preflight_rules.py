@@ -15,8 +15,9 @@ from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
-from checks import facts, torch_abi, torch_cuda, triton_stub, vllm_wheels, wheel_set
+from checks import advisories, facts, torch_abi, torch_cuda, triton_stub, vllm_wheels, wheel_set
 from checks.cuda_set import toolkit
+from checks.loadability import Way, best
 from checks.verdict import Finding
 from checks.wheel_family import pairs, prereleases, same_version
 from lock.tags import rank, supported
@@ -73,6 +74,12 @@ class _Situation:
 
     def version(self, name: str) -> str:
         return self.wheels[name].locked.version if name in self.wheels else ""
+
+    def required(self, vllm: str, capability: str) -> set[str]:
+        """The extensions that a vLLM must have for a device; "none": those that it must have for any."""
+        target = {**self.target, "device": {**self.target["device"], "compute_capability": capability}}
+        lock = {**self.lock, "wheels": [{"name": "vllm", "version": vllm}]}
+        return {row["file"] for row in facts.extensions(target, lock)["rows"]}
 
     def is_cpu(self) -> bool:
         """True if this torch is a CPU build."""
@@ -228,6 +235,54 @@ def _extensions(it: _Situation) -> Iterator[Foreseen]:
                 "not an ELF file", f"{file}: {name}", "take the wheel for this machine"))
 
 
+def _device_code(it: _Situation) -> Iterator[Foreseen]:
+    """The required extensions have code for the device, as far as their wheel is known by its sha256."""
+    if it.vllm is None or not it.cuda:
+        return
+    wheel = vllm_wheels.known(it.machine).get(it.vllm.locked.sha256)
+    capability, isa = str(it.target["device"]["compute_capability"]), facts.ptx_isa(it.cuda)
+    if wheel is None or not isa:
+        unknown = f"vllm {it.version('vllm')}" if wheel is None else f"the PTX that a driver of CUDA {it.cuda} takes"
+        yield Foreseen("device-code", Finding(
+            "info", "vllm", f"{unknown} is not known here: device code is judged after the download",
+            it.vllm.locked.file))
+        return
+    everywhere = it.required(wheel.version, "none")
+    for path in sorted(it.required(wheel.version, capability)):
+        kernels = wheel.extensions[path].kernels if path in wheel.extensions else {}
+        how, where = best(kernels, capability, isa), f"{it.vllm.locked.file}: {path}"
+        if not kernels or how > Way.PTX:
+            continue
+        said = f"({', '.join(sorted(kernels))})"
+        if how is Way.PTX:
+            yield Foreseen("device-code", Finding(
+                "info", path, f"has PTX only for this device: its driver compiles it at the first use {said}", where))
+            continue
+        word, error = ("no code", "no kernel image is available for execution on the device") if how is Way.NONE else (
+            f"only PTX that is newer than ISA {isa} of its driver",
+            "the provided PTX was compiled with an unsupported toolchain")
+        # What only some devices use is no reason to refuse the rest.
+        needed = path in everywhere
+        moves = it.better_vllm(f"it has code for {capability}", lambda known: _serves(it, known, capability, isa)) \
+            if needed else ()
+        yield Foreseen("device-code", Finding(
+            "error" if needed else "warning", path, f"has {word} for compute capability {capability}: "
+            f"\"CUDA error: {error}\" {said}", where, "take a vLLM that was built for this device"), moves)
+
+
+def _serves(it: _Situation, wheel: vllm_wheels.KnownWheel, capability: str, isa: str) -> bool:
+    """True if all that this wheel must have on every device loads on this one."""
+    asked = [wheel.extensions[path].kernels for path in it.required(wheel.version, "none") if path in wheel.extensions]
+    return bool(asked) and all(best(kernels, capability, isa) >= Way.PTX for kernels in asked if kernels)
+
+
+def _advisories(it: _Situation) -> Iterator[Foreseen]:
+    """No wheel has a known hole."""
+    packages = [wheel.package for wheel in it.wheels.values()]
+    for finding in advisories.judge(packages, facts.advisories(it.target, it.lock)["rows"]):
+        yield Foreseen("advisories", finding)
+
+
 def _abi(it: _Situation) -> Iterator[Foreseen]:
     """What is compiled against torch finds in this torch what it asks for."""
     torch = it.torch
@@ -283,7 +338,8 @@ def _abi_moves(it: _Situation, wheel: CandidateWheel) -> tuple[Move, ...]:
 
 
 _RULES: tuple[Callable[[_Situation], Iterator[Foreseen]], ...] = (
-    _set, _files, _numpy, _torch_cuda, _toolkit, _extensions, _abi)
+    _set, _files, _numpy, _torch_cuda, _toolkit, _extensions, _device_code, _abi,
+    _advisories)
 
 
 # -- small things ---------------------------------------------------------------------------------
