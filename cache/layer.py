@@ -40,6 +40,16 @@ def read_index(store: Store, digest: str) -> Iterator[dict[str, Any]]:
             yield entry
 
 
+def layer_of(store: Store, digest: str) -> str:
+    """The layer that a layer index describes.
+
+    Raises:
+        IntegrityError: the blob is missing or is no layer index.
+    """
+    with store.open_blob(digest) as file:
+        return str(_header(file.readline(), digest)["layer"])
+
+
 def _header(line: bytes, digest: str) -> dict[str, Any]:
     try:
         header = json.loads(line)

@@ -32,6 +32,7 @@ class Check:
             target, rows of data tables. A part of the verdict's key, so a verdict for one device is no verdict
             for another.
         entry: "module:function"; the function takes `checks.verdict.CheckInputs` and returns a list of `Finding`.
+        runs: it runs the image's code: the lock's emulator for this host is fetched for it.
     """
 
     id: str
@@ -41,6 +42,7 @@ class Check:
     outputs: tuple[tuple[str, str], ...]
     facts: Callable[[Mapping[str, Any], Mapping[str, Any]], Mapping[str, Any]]
     entry: str
+    runs: bool = False
 
 
 def _of(*outputs: str) -> tuple[tuple[str, str], ...]:

@@ -7,9 +7,10 @@ they decide whether a gate passes and never change a verdict.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cache import canonical
@@ -40,23 +41,42 @@ class Finding:
     cure: str = ""
 
 
+class SkippedError(Exception):
+    """A check cannot be made on this machine: what is missing, and the cure. Never a verdict."""
+
+    def __init__(self, missing: str, cure: str = "") -> None:
+        super().__init__(missing)
+        self.missing, self.cure = missing, cure
+
+
 @dataclass(frozen=True)
 class CheckInputs:
-    """What a check may read: `outputs` maps "stage/output" to the digest of a blob in `store`."""
+    """What a check may read: `outputs` maps "stage/output" to the digest of a blob in `store`.
+
+    For a check that runs something also, and no part of what it judges by: `log` takes what that says, `poll` is
+    called while it runs and ends it by raising, `keep` is where the directory of a failed run shall be left.
+    """
 
     store: Store
     outputs: Mapping[str, str]
     facts: Mapping[str, Any]
+    log: Callable[[str], None] = lambda line: None
+    poll: Callable[[], None] = lambda: None
+    keep: Path | None = None
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What check `check` found; `key` is where the store keeps it, `cached` tells that it was there."""
+    """What check `check` found; `key` is where the store keeps it, `cached` tells that it was there.
+
+    `skipped` says what this machine lacks to make the check: there is then no verdict, and the one finding says so too.
+    """
 
     check: str
     key: str
     findings: tuple[Finding, ...]
     cached: bool = False
+    skipped: str = ""
 
     @property
     def errors(self) -> tuple[Finding, ...]:
@@ -73,6 +93,7 @@ class GateReport:
         failed: (check id, finding): errors that nothing covers.
         notes: (check id, finding): warnings and infos.
         unused: waivers of judged checks that cover nothing: out of date, or misspelt.
+        skipped: (check id, what is missing): checks that were not made. They neither pass nor fail.
     """
 
     passed: tuple[str, ...]
@@ -80,6 +101,7 @@ class GateReport:
     failed: tuple[tuple[str, Finding], ...]
     notes: tuple[tuple[str, Finding], ...]
     unused: tuple[Mapping[str, str], ...]
+    skipped: tuple[tuple[str, str], ...] = ()
 
     @property
     def passes(self) -> bool:
@@ -108,11 +130,12 @@ def stored_verdict(store: Store, check: Check, outputs: Mapping[str, str], facts
 
 
 def judge(store: Store, check: Check, outputs: Mapping[str, str], facts: Mapping[str, Any],
-          hardware: str = "none") -> Verdict:
-    """The verdict of a check: from the store, else by running it, and then stored.
+          hardware: str = "none", **more: Any) -> Verdict:
+    """The verdict of a check: from the store, else by running it, and then stored, unless it was skipped.
 
     Args:
         outputs: "stage/output" to digest; the blobs are in the store.
+        more: for `CheckInputs`.
 
     Raises:
         IntegrityError: a blob is missing, or was altered.
@@ -124,8 +147,13 @@ def judge(store: Store, check: Check, outputs: Mapping[str, str], facts: Mapping
 
     module, _, function = check.entry.partition(":")
     run = getattr(importlib.import_module(module), function)
-    findings = sorted(run(CheckInputs(store, outputs, facts)), key=lambda f: (f.severity, f.subject, f.message))
     key = verdict_key(check, outputs, facts, hardware)
+    try:
+        findings = sorted(run(CheckInputs(store, outputs, facts, **more)),
+                          key=lambda f: (f.severity, f.subject, f.message))
+    except SkippedError as skipped:
+        told = Finding("warning", "skipped", f"not judged on this machine: {skipped.missing}", "", skipped.cure)
+        return Verdict(check.id, key, (told,), skipped=skipped.missing)
     store.put_verdict(key, {
         "format": FORMAT, "key": key, "check": check.id, "version": check.version, "hardware": hardware,
         "outputs": dict(outputs), "facts": dict(facts), "findings": [vars(finding) for finding in findings],
@@ -138,10 +166,13 @@ def apply_waivers(verdicts: Iterable[Verdict], waivers: Sequence[Mapping[str, st
 
     A waiver covers the errors of its check whose subject matches: as it is written, or as a glob. Pure.
     """
-    passed, waived, failed, notes = [], [], [], []
+    passed, waived, failed, notes, skipped = [], [], [], [], []
     used: set[int] = set()
     judged = set()
     for verdict in verdicts:
+        if verdict.skipped:
+            skipped.append((verdict.check, verdict.skipped))
+            continue
         judged.add(verdict.check)
         if not verdict.errors:
             passed.append(verdict.check)
@@ -157,7 +188,7 @@ def apply_waivers(verdicts: Iterable[Verdict], waivers: Sequence[Mapping[str, st
             else:
                 failed.append((verdict.check, finding))
     unused = tuple(waiver for number, waiver in enumerate(waivers) if number not in used and waiver["check"] in judged)
-    return GateReport(tuple(passed), tuple(waived), tuple(failed), tuple(notes), unused)
+    return GateReport(tuple(passed), tuple(waived), tuple(failed), tuple(notes), unused, tuple(skipped))
 
 
 def covers(pattern: str, subject: str) -> bool:

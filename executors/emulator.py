@@ -10,7 +10,7 @@ import functools
 import os
 import re
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -86,7 +86,7 @@ def _numbers(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in found[1].split(".")) if found else ()
 
 
-def locked(store: Store, machine: str, host: str, debs: list[Mapping[str, Any]]) -> Emulator:
+def locked(store: Store, machine: str, host: str, debs: Sequence[Mapping[str, Any]]) -> Emulator:
     """The emulator out of the locked packages (`name`, `version`, `sha256`), which are in the store.
 
     Raises:

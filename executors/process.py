@@ -91,6 +91,8 @@ class Outcome:
         exit: its exit code; 128 + number for a signal; None if the executor ended it.
         reason: in words: `exit 3`, `killed by SIGSEGV`, `out of memory (limit 4 GiB)`, `time limit (60 s)` …
         how: what was done to run it so, in words.
+        last: the last line that it wrote.
+        whole: False where child processes could not run (an emulator without registration).
         outputs: of the outputs that were asked for, those that it wrote: path below `/work` to the file.
     """
 
@@ -99,6 +101,8 @@ class Outcome:
     seconds: float
     how: tuple[str, ...] = ()
     outputs: Mapping[str, Path] = field(default_factory=dict)
+    last: str = ""
+    whole: bool = True
 
     @property
     def ok(self) -> bool:

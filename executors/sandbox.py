@@ -76,7 +76,7 @@ class Sandbox:
                 watch.end()
             reason = stopped or _exit_reason(status, watch.last)
             return Outcome(None if stopped else status, reason, time.monotonic() - started, tuple(how),
-                           collect(process, scratch / "work"))
+                           collect(process, scratch / "work"), watch.last, prepared.whole)
 
     def shell(self, process: Process, scratch: Path, log: Callable[[str], None] = lambda line: None) -> int:
         """Run it on this terminal; its exit code. No limit holds."""
@@ -101,7 +101,7 @@ class Sandbox:
         how: list[str] = []
         mounts, root = self._root(process, scratch, able, how, log, check)
         inputs, command = dict(process.inputs), list(process.command)
-        binfmt = None
+        binfmt, registration = None, ""
         with contextlib.ExitStack() as stack:
             if process.machine != os.uname().machine:
                 registration = self._registration(process, able)
@@ -117,7 +117,8 @@ class Sandbox:
                     inputs["emulator"] = self.emulator.path
                     command = [_INSIDE, "-0", command[0], _program(root, process, scratch), *command[1:]]
             wrapped = _bubblewrap(able.bubblewrap, root, scratch, inputs, process, command, interactive)
-            yield _Prepared({"mounts": mounts, "binfmt": binfmt, "command": wrapped}, tuple(how))
+            work = {"mounts": mounts, "binfmt": binfmt, "command": wrapped}
+            yield _Prepared(work, tuple(how), registration != "none")
 
     def _root(self, process: Process, scratch: Path, able: probe.Abilities, how: list[str],
               log: Callable[[str], None], check: Callable[[], None]) -> tuple[list[dict[str, Any]], str]:
@@ -156,6 +157,7 @@ _REGISTERED = {
 class _Prepared:
     work: dict[str, Any]
     how: tuple[str, ...]
+    whole: bool
 
 
 def _bubblewrap(program: str, root: str, scratch: Path, inputs: dict[str, Path], process: Process,

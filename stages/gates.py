@@ -6,13 +6,15 @@ applied after the verdict, so that a waiver never hides a finding from another t
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cache.errors import GateError
 from cache.store import Record
 from checks.registry import CHECKS, Check
-from stages.graph import Graph, Stage
+from stages.graph import FileInput, Graph, Stage
 
 if TYPE_CHECKING:
     from checks.verdict import GateReport, Verdict
@@ -80,6 +82,10 @@ def run(session: Session, target: str, check: Check) -> None:
     session.busy = True
     _, report = judged(session, target, check)
     _tell(session, check, report)
+    if report.skipped:
+        session.skipped.setdefault(target, {})[check.id] = report.skipped[0][1]
+        session.report.event("gate", check.id, text="skipped, which is not passed")
+        return
     failed = report.failed
     if failed:
         lines = "\n".join(f"{finding.subject}: {finding.message}" for _, finding in failed)
@@ -102,8 +108,40 @@ def judged(session: Session, target: str, check: Check) -> tuple[Verdict, GateRe
     project = session.project
     outputs = outputs_of(check, project.graph(target), _records(session, target, check))
     assert outputs is not None  # noqa: S101 - see above
-    verdict = judge(project.store, check, outputs, facts_of(check, project, target))
+    facts = facts_of(check, project, target)
+    if check.runs and stored(project, target, check, _records(session, target, check)) is None:
+        _fetch_emulator(session, target, check, str(facts["machine"]))
+        session.report.line(f"  {'run':<7} {check.id:<11} {check.title}")
+    verdict = judge(
+        project.store, check, outputs, facts, poll=session.check_cancelled,
+        log=lambda line: session.report.event("log", check.id, line=line),
+        keep=kept(project, target, check.id) if session.keep_failed else None)
     return verdict, _report(project, target, verdict)
+
+
+def kept(project: Project, target: str, check: str) -> Path:
+    """Where `--keep-failed` leaves the directory of a failed check: its /work and /tmp."""
+    return project.store.root / "failed" / f"{project.root_name(target)}-{check}"
+
+
+def _fetch_emulator(session: Session, target: str, check: Check, machine: str) -> None:
+    """The locked emulator for this host into the store, if `machine` is another one."""
+    from executors.emulator import row_for
+    from stages.engine import FetchProgress
+
+    store = session.project.store
+    row = row_for(machine, os.uname().machine)
+    if row is None:
+        return
+    wanted = [FileInput("deb", file) for file in session.project.lock(target).emulator
+              if (file.name, file.architecture) == (row.package, row.architecture)]
+    missing = [item for item in wanted if not store.has(item.locked.digest, item.locked.size)]
+    store.protect(*(item.locked.digest for item in wanted))
+    if missing:
+        engine = session.engine(target)
+        total = sum(item.locked.size for item in missing)
+        engine.observer.event("fetch", check.id, files=len(missing), bytes=total)
+        engine.fetch(store, missing, FetchProgress(engine, check.id, total))
 
 
 def _tell(session: Session, check: Check, report: GateReport) -> None:

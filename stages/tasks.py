@@ -75,6 +75,8 @@ class Session:
         self.bugs: list[str] = []
         self.records: dict[tuple[str, str], Record] = {}
         self.busy = False
+        self.keep_failed = False
+        self.skipped: dict[str, dict[str, str]] = {}
         self.selected: set[str] = set()
         self.cancelled = threading.Event()
         self._engines: dict[str, Engine] = {}
