@@ -105,6 +105,12 @@ class GateError(StagecraftError):
     exit_code, code = 114, "gate"
 
 
+class NondeterminismError(StagecraftError):
+    """The same inputs gave other outputs than before."""
+
+    exit_code, code = 116, "nondeterminism"
+
+
 class ToolError(StagecraftError):
     """This machine lacks something: a program, an engine, an emulator, a permission."""
 

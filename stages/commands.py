@@ -101,6 +101,8 @@ def action(session: Session, verb: str, target: str) -> Callable[..., Any]:
             checking.run(session, target, as_json, junit, sarif, strict)
 
         return check
+    if verb == "rebuild":
+        return rebuild_of(session, target, "")
     if verb == "preflight":
         def preflight(as_json: bool) -> None:
             from stages import preflight as judging
@@ -199,11 +201,15 @@ def why(session: Session, target: str, as_json: bool) -> None:
 
 
 def read_by_checks(graph: Graph) -> list[str]:
-    """The tasks of the stages whose outputs the checks of a graph read."""
+    """The tasks of the stages whose outputs the checks of a graph read.
+
+    Of a stage behind a gate those that it is made of: `check` makes it itself, whatever the gate says.
+    """
     from stages.gates import checks_for, stages_of
 
-    return list(dict.fromkeys(f"{stage}:{graph.target}" for check in checks_for(graph)
-                              for stage in stages_of(check, graph)))
+    read = [graph.stage(name) for check in checks_for(graph) for name in stages_of(check, graph)]
+    names = [name for stage in read for name in (stage.dependencies() if stage.gates else (stage.name,))]
+    return list(dict.fromkeys(f"{name}:{graph.target}" for name in names))
 
 
 def logged(project: Project, target: str) -> list[str]:
@@ -223,6 +229,16 @@ def log_of(session: Session, target: str, stage: str) -> Callable[..., None]:
         _say_whose(session, target)
         found = _log(session, target, stage)
         show(found, found["log"] or "(an empty log)", as_json)
+
+    return run
+
+
+def rebuild_of(session: Session, target: str, stage: str) -> Callable[..., None]:
+    """`rebuild:<target>[:stage]`."""
+    def run(as_json: bool = False) -> None:
+        from stages import rebuild
+
+        rebuild.run(session, target, stage, as_json)
 
     return run
 

@@ -128,6 +128,18 @@ class Engine:
             done[stage.name] = self.realise(stage, done)
         return done
 
+    def rebuild(self, stage: Stage, records: Mapping[str, Record]) -> Record:
+        """Build a stage although the store has it; its outputs as they came now. What differs enters the ledger.
+
+        Raises:
+            StagecraftError: whatever went wrong, with the stage's name in `where`.
+        """
+        key = action_key(stage, records)
+        with self.store.locked(f"build-{hex_of(key)}", poll=self.check_cancelled):
+            record, _ = self._run(stage, key, records)
+            self.store.publish(record)
+        return record
+
     def _build(self, stage: Stage, key: str, records: Mapping[str, Record]) -> Record:
         try:
             try:
@@ -156,6 +168,15 @@ class Engine:
         return found
 
     def _attempt(self, stage: Stage, key: str, records: Mapping[str, Record]) -> Record:
+        record, fetched = self._run(stage, key, records)
+        kept = self.store.publish(record)
+        size = sum(blob.size for blob in kept.outputs.values())
+        self.observer.event("built", stage.name, key=key, ms=record.facts["ms"], size=size, fetched=fetched,
+                            nondeterministic=kept.outputs_digest() != record.outputs_digest())
+        return kept
+
+    def _run(self, stage: Stage, key: str, records: Mapping[str, Record]) -> tuple[Record, int]:
+        """Fetch, build, check what came; the record, which is not published yet, and the bytes that were fetched."""
         started = time.monotonic()
         lines: list[str] = []
         fetched = 0
@@ -190,13 +211,7 @@ class Engine:
         logged = self.store.put("".join(line + "\n" for line in lines).encode())
         facts = {"ms": _ms(started), "fetch_ms": fetch_ms, "fetched": fetched, "log": logged.digest,
                  "finished": int(time.time()), "stage": stage.name, "host": dict(self.facts)}
-        derivation = stage.derivation(_outputs(records, stage))
-        record = Record(key, derivation, outputs, facts)
-        kept = self.store.publish(record)
-        size = sum(blob.size for blob in kept.outputs.values())
-        self.observer.event("built", stage.name, key=key, ms=facts["ms"], size=size, fetched=fetched,
-                            nondeterministic=kept.outputs_digest() != record.outputs_digest())
-        return kept
+        return Record(key, stage.derivation(_outputs(records, stage)), outputs, facts), fetched
 
     def _fetch(self, stage: Stage) -> int:
         """Get the locked files that the store lacks; returns their bytes."""

@@ -242,7 +242,7 @@ def _after_task_options(word: str, words: list[str]) -> list[str]:
     takes: list[dict[str, Any]] = []
     if verb == "store":
         takes = [*STORE_OPTIONS[rest], JSON]
-    elif verb in ("doctor", "targets") or (rest and verb in ("build", "plan", "why", "log", "preflight")):
+    elif verb in ("doctor", "targets") or (rest and verb in ("build", "plan", "why", "log", "preflight", "rebuild")):
         takes = [JSON]
     elif rest and verb == "check":
         takes = [*CHECK_OPTIONS, JSON]
@@ -300,7 +300,7 @@ def _known_task(word: str, root: Path, project: Project | None) -> None:
                          else "./doit list shows all tasks")
     elif colon and target not in targets:
         raise _unknown(f"no target {target!r}", f"{verb}:", target, targets, shown="", behind=more + part)
-    elif more and verb not in ("log", "gate"):
+    elif more and verb not in ("log", "gate", "rebuild"):
         raise InputError(f"no task {word!r}", cure=f"did you mean ./doit {verb}:{target}?")
     elif more or (colon and verb in ("gate", *STAGES)):
         _known_part(verb, target, part, project, root)
@@ -327,9 +327,9 @@ def _known_part(verb: str, target: str, part: str, project: Project | None, root
         if part not in checks:
             raise _unknown(f"no gate {part!r} of {target}" if part else f"gate:{target} needs the name of a gate",
                            f"gate:{target}:", part, checks)
-    elif verb == "log":
+    elif verb in ("log", "rebuild"):
         if part not in stages:
-            raise _unknown(f"{target} has no stage {part!r}", f"log:{target}:", part, stages)
+            raise _unknown(f"{target} has no stage {part!r}", f"{verb}:{target}:", part, stages)
     elif verb not in stages:
         raise InputError(f"{target} has no stage {verb!r}", expected="one of " + ", ".join(stages))
 

@@ -92,7 +92,7 @@ class Report:
             fetched = f", fetched {size_text(details['fetched'])}" if details["fetched"] else ""
             odd = "; NOT THE SAME BYTES as an earlier build, see store:info" if details["nondeterministic"] else ""
             return f"{size_text(details['size'])} in {time_text(details['ms'])}{fetched}{odd}"
-        if kind == "gate":
+        if kind in ("gate", "rebuilt"):
             return str(details["text"])
         if kind == "damaged":
             return f"{', '.join(details['files'])} in the store; fetched again"

@@ -29,6 +29,7 @@ VERBS = {
     "why": "what changed since the last build",
     "log": "the stored log of the last build of a stage",
     "check": "judge all gates of a target; --json, --junit FILE, --sarif FILE, --strict",
+    "rebuild": "build again beside what is stored and compare, byte for byte",
     "lock": "resolve every input to an exact file and write the lock",
     "preflight": "judge the lock's wheels by their index, before they are downloaded",
     "load": "put the image into a Docker engine",
@@ -310,6 +311,9 @@ def _target_tasks(session: Session, target: str, twins: dict[str, str]) -> Itera
     for name in logged if graph is not None else dict.fromkeys([*logged, *STAGES]):
         yield _task(session, "log", f"{target}:{name}", f"the log of {name}", commands.log_of(session, target, name),
                     params=[JSON])
+    for stage in graph.stages if graph else ():
+        yield _task(session, "rebuild", f"{target}:{stage.name}", f"build {stage.name} again and compare",
+                    commands.rebuild_of(session, target, stage.name), params=[JSON])
 
 
 def _graph_tasks(session: Session, target: str, graph: Graph, twins: dict[str, str]) -> Iterator[dict[str, Any]]:
