@@ -47,9 +47,10 @@ class Judged:
     """What a check came to.
 
     Attributes:
-        state: "passed"; "waived": passed thanks to waivers; "failed"; "error": it could not judge, see `problem`.
+        state: "passed"; "waived": passed thanks to waivers; "failed"; "skipped": this machine cannot judge it, the one
+            finding says why; "error": it could not judge, see `problem`.
         cached: the verdict was in the store.
-        key: of the verdict; empty if there is none.
+        key: of the verdict; empty if there is none: skipped, or an error.
         unused: waivers of this check that cover nothing.
         seconds: that it took now.
     """
@@ -140,6 +141,7 @@ def _judge(session: Session, target: str, check: Check) -> Judged:
 
     started = time.monotonic()
     try:
+        _pass_gates(session, target, check)
         verdict, report = gates.judged(session, target, check)
     except (StagecraftError, OSError) as error:
         session.check_cancelled()  # the reason of an error then is the cancelling
@@ -148,9 +150,22 @@ def _judge(session: Session, target: str, check: Check) -> Judged:
         error.where = error.where or f"check {check.id}"
         return Judged(check, "error", problem=error, seconds=time.monotonic() - started)
     waivers = [waiver for waiver in session.project.target(target).data["waivers"] if waiver["check"] == check.id]
+    if verdict.skipped:
+        return Judged(check, "skipped", findings=weigh(verdict.findings, ()), seconds=time.monotonic() - started)
     state = "failed" if report.failed else "waived" if report.waived else "passed"
     return Judged(check, state, verdict.cached, verdict.key, weigh(verdict.findings, waivers), report.unused,
                   seconds=0.0 if verdict.cached else time.monotonic() - started)
+
+
+def _pass_gates(session: Session, target: str, check: Check) -> None:
+    """Make what the check reads and a gate may hold back: a gate blocks an edge, and nothing follows on this one."""
+    from stages import gates
+
+    graph = session.project.graph(target)
+    for name in gates.stages_of(check, graph):
+        stage = graph.stage(name)
+        if stage.gates and (target, name) not in session.records and not session.uptodate(target, stage):
+            session.realise(target, stage)
 
 
 def weigh(findings: Sequence[Finding], waivers: Sequence[Mapping[str, str]]) -> tuple[Weighed, ...]:

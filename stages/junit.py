@@ -38,7 +38,11 @@ def _case(suite: Xml.Element, judged: Judged, report: CheckReport) -> None:
         blocking = [one for one in judged.findings if one.blocks]
         message = f"{len(blocking)} finding{'s' * (len(blocking) > 1)}; not so: {judged.check.title}"
         _add(case, "failure", message, "\n".join(map(_line, blocking)), "gate")
-    rest = [_line(one) for one in judged.findings if not one.blocks]
+    elif judged.state == "skipped":
+        # A viewer takes a skipped case for no trouble; who asked for --strict does not.
+        why = "\n".join(map(_line, judged.findings))
+        _add(case, "failure" if report.strict else "skipped", why.partition("\n")[0], why, "skipped")
+    rest = [_line(one) for one in judged.findings if not one.blocks and judged.state != "skipped"]
     rest += [f"warning: the waiver of {waiver['subject']!r} covers nothing" for waiver in judged.unused]
     if rest:
         Xml.SubElement(case, "system-out").text = _clean("\n".join(rest))

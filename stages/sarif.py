@@ -28,7 +28,7 @@ _LEVELS = {"error": "error", "warning": "warning", "info": "note"}
 def sarif_json(report: CheckReport) -> str:
     """The log, with one run; ends with a newline."""
     seen: Counter[str] = Counter()
-    notes = [note for judged in report.checks for note in _notes(judged)]
+    notes = [note for judged in report.checks for note in _notes(judged, report.strict)]
     run = {
         "tool": {"driver": {"name": "Stagecraft", "rules": [_rule(judged) for judged in report.checks]}},
         # 3.17.3: ends with a slash: it names the category, which keeps the results of targets apart.
@@ -38,7 +38,7 @@ def sarif_json(report: CheckReport) -> str:
             "IMAGE": {"description": {"text": f"the root of the image {report.target}"}},
             "PROJECT": {"description": {"text": "the directory of dodo.py"}}},
         "results": [_result(report.target, index, judged, one, seen) for index, judged in enumerate(report.checks)
-                    for one in judged.findings],
+                    if judged.state != "skipped" for one in judged.findings],
         "properties": {"target": report.target, "passes": not report.blocking, "counts": report.counts()},
     }
     return json.dumps({"$schema": SCHEMA, "version": "2.1.0", "runs": [run]}, indent=1, ensure_ascii=False) + "\n"
@@ -98,10 +98,13 @@ def _suppression(target: str, waiver: Mapping[str, str]) -> dict[str, Any]:
     return found
 
 
-def _notes(judged: Judged) -> list[dict[str, Any]]:
-    """3.58: what is no finding: a check that could not judge, a waiver that covers nothing."""
+def _notes(judged: Judged, strict: bool) -> list[dict[str, Any]]:
+    """3.58: what is no finding: a check that was skipped or could not judge, a waiver that covers nothing."""
     def note(level: str, text: str) -> dict[str, Any]:
         return {"level": level, "message": {"text": text}, "associatedRule": {"id": judged.check.id}}
 
     found = [note("error", judged.problem.diagnostics())] if judged.problem else []
+    if judged.state == "skipped":
+        found += [note("error" if strict else "warning", one.finding.message + f"\n{one.finding.cure}".rstrip())
+                  for one in judged.findings]
     return found + [note("warning", f"the waiver of {waiver['subject']!r} covers nothing") for waiver in judged.unused]

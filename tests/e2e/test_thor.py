@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support import sarif
 from tests.support.docker_engine import registered_qemu, running_engine
 from tests.support.front import HERE, doit, make_project, manifest_of
 from tests.support.qemu import qemu_aarch64
@@ -66,6 +67,19 @@ def test_spark_after_thor_assembles_no_layer_and_differs_in_what_it_should(thor:
     changed = set(configs[0]["config"]["Env"]) ^ set(configs[1]["config"]["Env"])
     assert changed == {f"{name}_CUDA_ARCH_LIST={arch}" for name in ("TORCH", "FLASHINFER")
                        for arch in ("11.0a", "12.1a")}
+
+
+@pytest.mark.parametrize("target", ["thor", "spark"])
+def test_check_after_a_build_judges_nothing_again_and_no_waiver_is_in_vain(thor: Path, store: Path, tmp_path: Path,
+                                                                           target: str) -> None:
+    doit(thor, store, f"build:{target}")
+    done = doit(thor, store, f"check:{target}", "--json", "--sarif", str(tmp_path / "sarif"))
+    told = json.loads(done.stdout)
+    assert told["passes"]
+    for judged in told["checks"]:
+        assert judged["cached"] or judged["state"] == "skipped"
+        assert judged["unused_waivers"] == []
+    assert sarif.problems(json.loads((tmp_path / "sarif").read_text())) == []
 
 
 def test_docker_runs_torch_of_the_loaded_image(thor: Path, store: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -97,6 +98,42 @@ def test_check_that_cannot_judge_is_an_error_and_the_others_judge(tmp_path: Path
     log = json.loads(sarif_json(report))
     assert sarif.problems(log) == []
     assert log["runs"][0]["invocations"][0]["executionSuccessful"] is False
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_skipped_is_said_and_fails_only_when_strict(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                                    capsys: pytest.CaptureFixture[str], strict: bool) -> None:
+    session, _ = built_session(tmp_path, monkeypatch, WAIVER)
+    skipping = dataclasses.replace(check("python"), entry="tests.support.built:skips")
+    monkeypatch.setattr(gates, "CHECKS", (check("wheel-set"), skipping))
+    for _ in range(2):  # it is never stored
+        report = judge_all(session, "small", strict=strict)
+        assert [judged.state for judged in report.checks] == ["waived", "skipped"]
+        assert not report.checks[1].cached
+    jsonschema.Draft202012Validator(SCHEMA).validate(report.to_json())
+    assert report.to_json()["passes"] is not strict
+    shown = text(report, 80)
+    assert "not judged on this machine: no such device here" in shown
+    assert "cure:   run it on one" in shown
+    assert "skipped is not passed: python" in shown
+    suite = next(iter(junitparser.JUnitXml.fromstring(junit_xml(report).encode())))
+    assert (suite.skipped, suite.failures) == ((0, 1) if strict else (1, 0))
+    [case] = [case for case in suite if case.name == "python"]
+    assert [type(one) for one in case.result] == [junitparser.Failure if strict else junitparser.Skipped]
+    assert "no such device" in case.result[0].message
+    log = json.loads(sarif_json(report))
+    assert sarif.problems(log) == []
+    assert not [result for result in log["runs"][0]["results"] if result["ruleId"] == "python"]
+    [note] = [note for note in log["runs"][0]["invocations"][0]["toolExecutionNotifications"]
+              if note["associatedRule"]["id"] == "python"]
+    assert (note["level"], "no such device here" in note["message"]["text"]) == ("error" if strict else "warning", True)
+    if strict:
+        with pytest.raises(GateError, match="1 of 2 checks") as caught:
+            checking.run(session, "small", strict=True)
+        assert "leave out --strict" in caught.value.diagnostics()
+    else:
+        checking.run(session, "small")
+    assert "1 skipped" in capsys.readouterr().out
 
 
 def test_the_command_writes_all_reports_and_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,

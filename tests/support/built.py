@@ -9,6 +9,7 @@ import pytest
 
 from cache.canonical import sha256
 from checks.registry import check
+from checks.verdict import CheckInputs, Finding, SkippedError
 from stages import gates
 from stages.lockfile import Lock, LockedFile, path_of, request_digests
 from stages.report import Report
@@ -49,3 +50,8 @@ def built_session(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, waivers: str 
                                            wheels=tuple(locked)).dumps())
     session.realise("small", session.project.graph("small").stage("deps"))
     return session, out
+
+
+def skips(inputs: CheckInputs) -> list[Finding]:
+    """A check that no machine can make."""
+    raise SkippedError("no such device here", "run it on one")
