@@ -157,6 +157,16 @@ def ptx_isa(cuda: str) -> str:
     return next((str(row["isa"]) for row in _table("checks/data/ptx-isa.yaml")["versions"] if row["cuda"] == cuda), "")
 
 
+def device(target: Data) -> dict[str, Any]:
+    """What `checks.loadability.Device` is made of; `capability` is empty without a GPU, `isa` if it is not known."""
+    described, table = target["device"], _table("checks/data/arch.yaml")
+    capability, cuda = (str(described.get(key, "none")) for key in ("compute_capability", "cuda"))
+    return {
+        "capability": "" if capability == "none" else capability, "isa": ptx_isa(cuda),
+        "tegra": [row["capability"] for row in table["tegra"]], "families": [row["members"] for row in table["families"]],
+    }
+
+
 def machine(target: Data) -> str:
     """The machine of an OCI platform as `uname -m` says it."""
     architecture = target["platform"].partition("/")[2]

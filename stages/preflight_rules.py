@@ -17,7 +17,7 @@ from packaging.version import Version
 
 from checks import advisories, facts, torch_abi, torch_cuda, triton_stub, vllm_wheels, wheel_set
 from checks.cuda_set import toolkit
-from checks.loadability import Way, best
+from checks.loadability import Device, Way, best
 from checks.verdict import Finding
 from checks.wheel_family import pairs, prereleases, same_version
 from lock.tags import rank, supported
@@ -240,7 +240,8 @@ def _device_code(it: _Situation) -> Iterator[Foreseen]:
     if it.vllm is None or not it.cuda:
         return
     wheel = vllm_wheels.known(it.machine).get(it.vllm.locked.sha256)
-    capability, isa = str(it.target["device"]["compute_capability"]), facts.ptx_isa(it.cuda)
+    device = Device.of(facts.device(it.target))
+    capability, isa = device.capability, device.isa
     if wheel is None or not isa:
         unknown = f"vllm {it.version('vllm')}" if wheel is None else f"the PTX that a driver of CUDA {it.cuda} takes"
         yield Foreseen("device-code", Finding(
@@ -250,10 +251,15 @@ def _device_code(it: _Situation) -> Iterator[Foreseen]:
     everywhere = it.required(wheel.version, "none")
     for path in sorted(it.required(wheel.version, capability)):
         kernels = wheel.extensions[path].kernels if path in wheel.extensions else {}
-        how, where = best(kernels, capability, isa), f"{it.vllm.locked.file}: {path}"
+        how, where = best(kernels, device), f"{it.vllm.locked.file}: {path}"
         if not kernels or how > Way.PTX:
             continue
         said = f"({', '.join(sorted(kernels))})"
+        if how is Way.UNKNOWN:
+            yield Foreseen("device-code", Finding(
+                "warning", path, f"it is not known whether its code loads on compute capability {capability} {said}",
+                where))
+            continue
         if how is Way.PTX:
             yield Foreseen("device-code", Finding(
                 "info", path, f"has PTX only for this device: its driver compiles it at the first use {said}", where))
@@ -263,17 +269,17 @@ def _device_code(it: _Situation) -> Iterator[Foreseen]:
             "the provided PTX was compiled with an unsupported toolchain")
         # What only some devices use is no reason to refuse the rest.
         needed = path in everywhere
-        moves = it.better_vllm(f"it has code for {capability}", lambda known: _serves(it, known, capability, isa)) \
+        moves = it.better_vllm(f"it has code for {capability}", lambda known: _serves(it, known, device)) \
             if needed else ()
         yield Foreseen("device-code", Finding(
             "error" if needed else "warning", path, f"has {word} for compute capability {capability}: "
             f"\"CUDA error: {error}\" {said}", where, "take a vLLM that was built for this device"), moves)
 
 
-def _serves(it: _Situation, wheel: vllm_wheels.KnownWheel, capability: str, isa: str) -> bool:
+def _serves(it: _Situation, wheel: vllm_wheels.KnownWheel, device: Device) -> bool:
     """True if all that this wheel must have on every device loads on this one."""
     asked = [wheel.extensions[path].kernels for path in it.required(wheel.version, "none") if path in wheel.extensions]
-    return bool(asked) and all(best(kernels, capability, isa) >= Way.PTX for kernels in asked if kernels)
+    return bool(asked) and all(best(kernels, device) >= Way.UNKNOWN for kernels in asked if kernels)
 
 
 def _advisories(it: _Situation) -> Iterator[Foreseen]:
