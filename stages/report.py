@@ -66,7 +66,7 @@ class Report:
         if kind in ("log", "fetched"):
             return
         text = self._text(kind, details)
-        if kind in ("built", "reused", "failed"):
+        if kind in ("built", "reused", "failed", "rebuilt"):
             with self._lock:
                 self._active.pop(name, None)
                 if kind == "built":

@@ -72,6 +72,14 @@ def test_one_stage(session: Session, capsys: pytest.CaptureFixture[str]) -> None
     assert [entry["stage"] for entry in stages] == ["s1"]
 
 
+def test_progress_of_a_finished_stage_is_not_shown_again(session: Session, capsys: pytest.CaptureFixture[str]) -> None:
+    build(session, chain(2))
+    report(session, capsys)
+    session.report.progress("s0", "build", 1, 2, target="odd")
+    session.report.event("rebuilt", "s0", target="odd", same=True, ms=1, text="done")
+    assert session.report._active == {}
+
+
 def test_it_really_builds(session: Session, capsys: pytest.CaptureFixture[str]) -> None:
     text = {"a": (b"x", 0o644)}
     odd(session, text, text)
