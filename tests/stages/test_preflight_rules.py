@@ -160,7 +160,8 @@ def test_another_build_of_a_known_version_is_judged_with_care() -> None:
     """A mirror's own build: what its small libraries lack is sure, the rest is only likely."""
     names = (MESSAGE_LOGGER, "_ZN2at9elsewhereEv")
     found = judged(other(names), torch("2.11.0", sha256="1" * 64, homes=frozenset({MESSAGE_LOGGER})))
-    assert [(one.check, one.finding.severity) for one in found] == [("abi", "warning")]
+    found = [one for one in found if one.check == "abi"]
+    assert [one.finding.severity for one in found] == ["warning"]
     assert "may be wrong" in found[0].finding.message
     assert list(errors(judged(other(names), torch("2.11.0", sha256="1" * 64, homes=frozenset())))) == [
         "torchaudio/_C.so"]
