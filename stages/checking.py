@@ -1,7 +1,7 @@
 """`check:<target>`: every gate of a target judged, and all of it told: a table, JSON, JUnit XML, SARIF.
 
-The stages that the checks read are realised first, the image is not. Unlike a build nothing ends at the first check
-that fails, nor at one that cannot judge. The format `stagecraft.check-report.v1` is in docs/formats/check-report.md.
+The stages that the checks read are realised, nothing is published as a result. Unlike a build nothing ends at the first
+check that fails, nor at one that cannot judge. Format `stagecraft.check-report.v1`: docs/formats/check-report.md.
 """
 
 from __future__ import annotations
@@ -166,6 +166,17 @@ def _pass_gates(session: Session, target: str, check: Check) -> None:
         stage = graph.stage(name)
         if stage.gates and (target, name) not in session.records and not session.uptodate(target, stage):
             session.realise(target, stage)
+
+
+def _realise_behind_gates(session: Session, target: str, check: Check) -> None:
+    """What a check reads of stages with gates before them, such as the image: a gate blocks the edge, never the blob."""
+    from stages import gates
+
+    graph = session.project.graph(target)
+    for name in gates.stages_of(check, graph):
+        for stage in graph.closure(name):
+            if stage.gates and (target, stage.name) not in session.records and not session.uptodate(target, stage):
+                session.realise(target, stage)
 
 
 def weigh(findings: Sequence[Finding], waivers: Sequence[Mapping[str, str]]) -> tuple[Weighed, ...]:

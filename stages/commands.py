@@ -201,15 +201,11 @@ def why(session: Session, target: str, as_json: bool) -> None:
 
 
 def read_by_checks(graph: Graph) -> list[str]:
-    """The tasks of the stages whose outputs the checks of a graph read.
-
-    Of a stage behind a gate those that it is made of: `check` makes it itself, whatever the gate says.
-    """
+    """The tasks of the stages that the checks of a graph need; those behind gates are realised by `check` itself."""
     from stages.gates import checks_for, stages_of
 
-    read = [graph.stage(name) for check in checks_for(graph) for name in stages_of(check, graph)]
-    names = [name for stage in read for name in (stage.dependencies() if stage.gates else (stage.name,))]
-    return list(dict.fromkeys(f"{name}:{graph.target}" for name in names))
+    return list(dict.fromkeys(f"{stage.name}:{graph.target}" for check in checks_for(graph)
+                              for read in stages_of(check, graph) for stage in graph.closure(read) if not stage.gates))
 
 
 def logged(project: Project, target: str) -> list[str]:

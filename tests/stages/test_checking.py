@@ -306,6 +306,22 @@ def test_front_door_fails_with_the_gate_s_code_and_no_traceback(
     assert "Traceback" not in told.err
 
 
+def test_gate_that_fails_hides_no_check_of_what_is_behind_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    session, _ = built_session(tmp_path, monkeypatch)
+    behind = dataclasses.replace(check("python"), after=("image",), outputs=(("image", "config"),),
+                                 facts=lambda target, lock: {}, entry="tests.support.built:says")
+    monkeypatch.setattr(gates, "CHECKS", (check("wheel-set"), behind))
+    root = session.project.root
+    assert front(root, monkeypatch, "check:small", "--json") == 114
+    told = json.loads(capfd.readouterr().out)
+    assert [(one["check"], one["state"]) for one in told["checks"]] == [("wheel-set", "failed"), ("python", "passed")]
+    assert told["checks"][1]["findings"][0]["subject"] == "image/config"
+    assert not (root / "result-small").exists()
+    assert front(root, monkeypatch, "build:small") == 114  # the gate holds, though the blob is there now
+
+
 def test_every_target_is_checked_though_one_cannot_be_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
