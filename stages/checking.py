@@ -141,7 +141,7 @@ def _judge(session: Session, target: str, check: Check) -> Judged:
 
     started = time.monotonic()
     try:
-        _pass_gates(session, target, check)
+        _realise_behind_gates(session, target, check)
         verdict, report = gates.judged(session, target, check)
     except (StagecraftError, OSError) as error:
         session.check_cancelled()  # the reason of an error then is the cancelling
@@ -155,17 +155,6 @@ def _judge(session: Session, target: str, check: Check) -> Judged:
     state = "failed" if report.failed else "waived" if report.waived else "passed"
     return Judged(check, state, verdict.cached, verdict.key, weigh(verdict.findings, waivers), report.unused,
                   seconds=0.0 if verdict.cached else time.monotonic() - started)
-
-
-def _pass_gates(session: Session, target: str, check: Check) -> None:
-    """Make what the check reads and a gate may hold back: a gate blocks an edge, and nothing follows on this one."""
-    from stages import gates
-
-    graph = session.project.graph(target)
-    for name in gates.stages_of(check, graph):
-        stage = graph.stage(name)
-        if stage.gates and (target, name) not in session.records and not session.uptodate(target, stage):
-            session.realise(target, stage)
 
 
 def _realise_behind_gates(session: Session, target: str, check: Check) -> None:
