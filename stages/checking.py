@@ -158,7 +158,7 @@ def _judge(session: Session, target: str, check: Check) -> Judged:
 
 
 def _realise_behind_gates(session: Session, target: str, check: Check) -> None:
-    """What a check reads of stages with gates before them, such as the image: a gate blocks the edge, never the blob."""
+    """What a check reads of stages behind gates, such as the image: a gate blocks the edge, never the blob."""
     from stages import gates
 
     graph = session.project.graph(target)
