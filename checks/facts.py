@@ -121,6 +121,36 @@ def advisories(target: Data, lock: Data) -> dict[str, Any]:
     return {"rows": [_without_source(row) for row in rows]}
 
 
+def image(target: Data, lock: Data) -> dict[str, Any]:
+    """What the finished image is held against; of the target's data also its collisions."""
+    device, python = target["device"], lock["python"]
+    cuda, floor = (str(device.get(key, "none")) for key in ("cuda", "driver_floor"))
+    secrets = _table("checks/data/secrets.yaml")
+    labels = {"io.stagecraft.target": lock["target"], "io.stagecraft.lock": canonical.digest_of("pins", pins(lock)),
+              "io.stagecraft.device": device.get("name", "none"), "io.stagecraft.cuda": cuda,
+              "io.stagecraft.arch-list": str(device.get("arch_list", "none")), "io.stagecraft.driver-floor": floor,
+              "io.stagecraft.python": python["version"]}
+    return {
+        "site": python["site"], "python": python["version"], "executable": python["executable"],
+        "cuda": "" if cuda == "none" else cuda, "driver": "" if floor == "none" else floor,
+        "labels": {name: text for name, text in labels.items() if text != "none"},
+        "wheels": {wheel["file"].rpartition("/")[2]: wheel["sha256"] for wheel in lock["wheels"]},
+        "collisions": [entry["path"] for entry in target["wheels"].get("collisions", ())],
+        "secrets": {"names": [_without_source(row) for row in secrets["names"]], "read": secrets["read"],
+                    "shapes": [_without_source(row) for row in secrets["shapes"]],
+                    "files": [_without_source(row) for row in secrets["files"]]},
+        "variables": [_without_source(row) for row in _table("checks/data/environment.yaml")["variables"]],
+    }
+
+
+def pins(lock: Data) -> dict[str, Any]:
+    """What of a lock is in an image: not when, from which suites and through which indexes it was resolved."""
+    base = {key: value for key, value in lock["base"].items() if key in ("kind", "digest")}
+    return {"base": base, "python": lock["python"]} | {
+        section: [{key: value for key, value in entry.items() if key != "index"} for entry in lock[section]]
+        for section in ("debs", "wheels", "files")}
+
+
 def _libraries(target: Data, lock: Data) -> dict[str, Any]:
     """What all checks of shared libraries read (checks/libraries.py)."""
     table, python = _table(LIBRARIES), lock["python"]

@@ -72,6 +72,9 @@ CHECKS: tuple[Check, ...] = (
     Check("advisories", 1, "no part has a known security hole, nor a fault that this device meets",
           (*WHEEL_STAGES, "triton"), (*_of("packages"), ("triton", "packages")), facts.advisories,
           "checks.advisories:run"),
+    Check("image", 1, "the image says what it holds, holds no secrets, and asks for no newer driver", ("image",),
+          (("image", "config"), ("image", "manifest"), *_ALL_FILES, *_of("packages"), ("triton", "packages")),
+          facts.image, "checks.image:run"),
     Check("load", 1, "torch, every required extension and vLLM load in the image's own Python", ("torch",),
           _ALL_FILES, facts.load, "checks.load:run", runs=True),
 )

@@ -159,7 +159,8 @@ def plan(session: Session, target: str, as_json: bool) -> None:
         lines += [f"{'':<12}{change.what}: {arrow(change)}" for change in state.changes[1:]]
         if state.missing[0]:
             lines.append(f"{'':<12}{state.missing[0]} files to fetch, {size_text(state.missing[1])}")
-    lines += [f"gate {v['check']:<17} {v['state']}" for v in verdicts]
+    lines += [f"gate {v['check']:<17} {v['state']}"
+              + (f" (skipped by the last build: {v['skipped']})" if "skipped" in v else "") for v in verdicts]
     todo = [s for s in states if not s.cached]
     fetch = sum(s.missing[1] for s in states)
     lines.append(f"{target}: {len(states) - len(todo)} of {len(states)} stages cached"

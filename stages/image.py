@@ -10,12 +10,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cache import canonical
+from checks import facts
 from stages.base import image_layers
 from stages.builders import BUILDERS
 from stages.gates import checks_of
 from stages.graph import DataInput, FileInput, Input, Stage, StageInput
 from stages.layers import platform
-from stages.lockfile import SECTIONS, Lock
+from stages.lockfile import Lock
 from stages.target import PLACEHOLDER, Target
 from stages.waivers import exceptions
 
@@ -50,15 +51,16 @@ def stages(target: Target, lock: Lock, layers: Sequence[Stage]) -> list[Stage]:
     packages = {f"packages/{stage.name}": StageInput(stage.name, "packages")
                 for stage in below if "packages" in stage.builder.outputs}
     content = canonical.dumps(materials(lock))
-    facts = {f"base/{name}": StageInput("base-facts", name) for name in ("status", "os-release")} \
+    below_it = {f"base/{name}": StageInput("base-facts", name) for name in ("status", "os-release")} \
         if lock.base["kind"] == "image" else {}
+    checks = tuple(check.id for check in checks_of([image]))
     attest = Stage(
         "attest", "SBOM and provenance", BUILDERS["attest"], platform(target),
         {"target": target.name, "description": target.data["description"]}
         | ({"waivers": waived} if (waived := exceptions(target)) else {}),
         {"manifest": StageInput("image", "manifest"), "lock": DataInput(content, canonical.sha256(content)),
-         **packages, **facts},
-        mirrors=("input lock", "waivers"),
+         **packages, **below_it},
+        checks, mirrors=("input lock", "waivers"),
     )
     return [image, attest]
 
@@ -72,12 +74,8 @@ def environment(target: Target, lock: Lock) -> dict[str, str]:
 
 
 def pins(lock: Lock) -> dict[str, Any]:
-    """What of a lock is in an image: not when, from which suites and through which indexes it was resolved."""
-    data = lock.to_json()
-    base = {key: value for key, value in data["base"].items() if key in ("kind", "digest")}
-    return {"base": base, "python": data["python"]} | {
-        section: [{key: value for key, value in entry.items() if key != "index"} for entry in data[section]]
-        for section in SECTIONS}
+    """What of a lock is in an image."""
+    return facts.pins(lock.to_json())
 
 
 def materials(lock: Lock) -> dict[str, Any]:

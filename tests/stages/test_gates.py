@@ -38,10 +38,11 @@ def test_every_check_that_concerns_a_target_gates_its_image(tmp_path: Path, text
     found = graph(load(root, "small"), lock_of(*wheels), root)
     concerned = {one.id for one in gates.checks_for(found)}
     assert expected <= concerned
-    assert bool(concerned) is bool(expected)
+    assert bool(concerned - {"image"}) is bool(expected)
     assert not concerned & ({"torch-cuda", "extensions", "triton-stub"} - expected)
     before = {one.id for one in gates.checks_for(found) if "image" not in one.after}
     assert set(found.stage("image").gates) == before
+    assert set(found.stage("attest").gates) == concerned - before == {"image"}
     for one in gates.checks_for(found):
         assert gates.reads(one, found)
 
