@@ -273,8 +273,22 @@ def _plan(store: Store, found: Found, kept: Kept, keep_days: int | None) -> tupl
             value = digest.removeprefix("sha256:")
             items.append(Item(kind, digest, blob.size, "no kept record names it"))
             moves.append(f"blobs/sha256/{value[:2]}/{value}")
+    _plan_trees(store, found, kept, keep_days, drop)
     _plan_leftovers(store, found, keep_days, drop)
     return items, moves
+
+
+def _plan_trees(store: Store, found: Found, kept: Kept, keep_days: int | None,
+                drop: Callable[[str, str, str, int, str], None]) -> None:
+    """Unpacked layers: they can be made again as long as their layer is there, and are of no use without it."""
+    days = _UNFINISHED_DAYS if keep_days is None else keep_days
+    for path, there, of, size in inventory.trees(store):
+        old = _age(found.now, there.st_mtime_ns) >= days * _DAY
+        if f"trees/{os.path.basename(path)}" not in found.used and (old or not of <= kept.blobs):
+            drop("tree", "trees", path, size, f"not used for {days} days" if old else "its layer is not kept")
+    for name, there in inventory.files(store, "failed"):
+        if _age(found.now, there.st_mtime_ns) >= days * _DAY:
+            drop("failed", "failed", name, there.st_size, f"kept of a check that failed {days} days ago or more")
 
 
 def _plan_leftovers(store: Store, found: Found, keep_days: int | None,
@@ -331,7 +345,7 @@ def _sweep(store: Store, moves: list[str]) -> None:
             os.rename(path, f"{into}/{number}")
         if fd >= 0:
             os.close(fd)
-        if move.startswith(("records/", "derived/")):
+        if move.startswith(("records/", "derived/", "trees/")):
             emptied.add(os.path.dirname(path))
     for directory in emptied:
         with contextlib.suppress(OSError):

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cache import durable
+from cache import documents, durable
 from cache.store import Store
 
 
@@ -119,6 +119,15 @@ def derived(store: Store) -> Iterator[tuple[str, os.stat_result]]:
             there = _stat(path)
             if there is not None:
                 yield os.path.relpath(path, base), there
+
+
+def trees(store: Store) -> Iterator[tuple[str, os.stat_result, frozenset[str], int]]:
+    """Path below `trees/`, stat, digests that it was made of and bytes of content, of every unpacked layer."""
+    base = store.root / "trees"
+    for path, _ in _two_levels(base):
+        there, data = _stat(path), documents.load(f"{path}/tree.json") or {}
+        if there is not None:
+            yield os.path.relpath(path, base), there, frozenset(data.get("of", ())), int(data.get("size", 0))
 
 
 def sessions(store: Store) -> tuple[frozenset[str], list[str]]:

@@ -159,7 +159,7 @@ class Store:
         return path
 
     def protect(self, *names: str) -> None:
-        """Keep digests, or `trees/<key>`, from collection as long as this object lives, whether they are there or not."""
+        """Keep digests, or `trees/<key>`, from collection as long as this object lives, even if they are not there."""
         self._protect(*names)
 
     def open_blob(self, digest: str) -> BinaryIO:

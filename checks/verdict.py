@@ -130,18 +130,19 @@ def stored_verdict(store: Store, check: Check, outputs: Mapping[str, str], facts
 
 
 def judge(store: Store, check: Check, outputs: Mapping[str, str], facts: Mapping[str, Any],
-          hardware: str = "none", **more: Any) -> Verdict:
+          hardware: str = "none", again: bool = False, **more: Any) -> Verdict:
     """The verdict of a check: from the store, else by running it, and then stored, unless it was skipped.
 
     Args:
         outputs: "stage/output" to digest; the blobs are in the store.
+        again: run it even if there is a verdict, for what it leaves behind.
         more: for `CheckInputs`.
 
     Raises:
         IntegrityError: a blob is missing, or was altered.
     """
     found = stored_verdict(store, check, outputs, facts, hardware)
-    if found is not None:
+    if found is not None and not again:
         return found
     import importlib
 

@@ -4,7 +4,9 @@ In a user and mount namespace of its own it joins the layers by an overlay, moun
 becomes bubblewrap. Its work is a JSON object read from the descriptor FD:
 
     {"parent": pid, "mounts": [{"what", "at", "type", "options", "in"}…], "binfmt": {"at", "line"} or null,
-     "cgroup": path or null, "cpus": n or null, "pids": n or null, "command": […]}
+     "cgroup": path or null, "cpus": n or null, "pids": n or null, "terminal": bool, "command": […]}
+
+`terminal`: it becomes the foreground of the terminal at standard input, so that Ctrl-C is its own.
 
 `in` is the directory from which an overlay's relative `lowerdir`s are seen. What fails is written to FD as
 `{"step", "errno", "text"}`, and the exit code is 125. With an empty `command` it ends after the mounts, with 0.
@@ -85,6 +87,11 @@ def enter(work: "dict[str, Any]") -> None:
         # The last resort: who counts names the limit, and is asked four times a second. The kernel counts in this
         # namespace only, since Linux 5.14; root of the host is not bound by it.
         resource.setrlimit(resource.RLIMIT_NPROC, (work["pids"] + 64, work["pids"] + 64))
+    if work["terminal"]:
+        os.setpgid(0, 0)
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTTOU])
+        os.tcsetpgrp(0, os.getpgrp())
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTTOU])
     if work["command"]:
         try:
             os.execv(work["command"][0], work["command"])  # noqa: S606 - there is no shell to want
@@ -104,9 +111,14 @@ def main() -> None:
     try:
         enter(json.loads(data))
     except Step as failed:
-        os.write(fd, json.dumps({"step": failed.step, "errno": failed.error.errno or 0,
-                                 "text": failed.error.strerror or str(failed.error)}).encode())
-        os._exit(125)
+        _tell(fd, failed.step, failed.error)
+    except OSError as error:
+        _tell(fd, error.filename or "namespace", error)
+
+
+def _tell(fd: int, step: str, error: OSError) -> None:
+    os.write(fd, json.dumps({"step": step, "errno": error.errno or 0, "text": error.strerror or str(error)}).encode())
+    os._exit(125)
 
 
 if __name__ == "__main__":

@@ -44,7 +44,7 @@ def launch(work: dict[str, Any], **options: Any) -> tuple[subprocess.Popen[bytes
             [sys.executable, "-I", "-S", str(_LAUNCHER), str(theirs.fileno())], pass_fds=[theirs.fileno()],
             **options)
         ours.sendall(json.dumps({"parent": os.getpid(), "mounts": [], "binfmt": None, "cgroup": None, "cpus": None,
-                                 "pids": None, "command": []} | work).encode() + b"\n")
+                                 "pids": None, "terminal": False, "command": []} | work).encode() + b"\n")
     except BaseException:
         ours.close()
         raise

@@ -81,13 +81,16 @@ class Sandbox:
     def shell(self, process: Process, scratch: Path, log: Callable[[str], None] = lambda line: None) -> int:
         """Run it on this terminal; its exit code. No limit holds."""
         with self._prepared(process, scratch, log, lambda: None, interactive=True) as prepared:
-            running, answers = probe.launch(prepared.work)
-            previous = signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the shell's
+            running, answers = probe.launch(prepared.work | {"terminal": os.isatty(0)})
             try:
                 failure = probe.said(answers)
                 status = running.wait()
             finally:
-                signal.signal(signal.SIGINT, previous)
+                running.kill()
+                running.wait()
+                if os.isatty(0):  # it is ours again; the system call stops a background process that does not block this
+                    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTTOU])
+                    os.tcsetpgrp(0, os.getpgrp())
             if failure is not None:
                 raise _failed(failure)
             return status

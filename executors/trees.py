@@ -140,7 +140,7 @@ def _make(store: Store, place: Path, of: list[str], fill: Callable[[Path], dict[
         store.directory(f"trees/{place.parent.name}")
         try:
             (temporary / "root").mkdir(parents=True)
-            known = {"format": FORMAT, "of": of, "whiteouts": [], "opaque": []} | fill(temporary / "root")
+            known = {"format": FORMAT, "of": of, "whiteouts": [], "opaque": [], "size": 0} | fill(temporary / "root")
             (temporary / "tree.json").write_bytes(canonical.dumps(known))
             (temporary / "root").chmod(0o755)
             os.utime(temporary / "root", (_EPOCH, _EPOCH))
@@ -174,7 +174,7 @@ def _flush(path: Path) -> None:
 
 def _unpack(store: Store, digest: str, root: Path, check: Callable[[], None] | None) -> dict[str, Any]:
     """Members of the tar below an empty directory. `cache.untar` lets none through that could leave it."""
-    whiteouts, opaque = [], []
+    whiteouts, opaque, size = [], [], 0
     directories: list[tuple[str, int, int]] = []
     with store.open_blob(digest) as file:
         for entry in entries(file, where=f"layer {digest[7:19]}", limits=_LIMITS):
@@ -187,11 +187,12 @@ def _unpack(store: Store, digest: str, root: Path, check: Callable[[], None] | N
                 if not name.startswith(_WHITEOUT * 2):
                     whiteouts.append(f"{parent}/{name[len(_WHITEOUT):]}".lstrip("/"))
             else:
+                size += entry.size
                 _member(root, entry, directories)
     for path, mode, mtime in reversed(directories):
         os.chmod(f"{root}/{path}", mode)
         os.utime(f"{root}/{path}", (mtime, mtime))
-    return {"whiteouts": sorted(whiteouts), "opaque": sorted(opaque)}
+    return {"whiteouts": sorted(whiteouts), "opaque": sorted(opaque), "size": size}
 
 
 def _member(root: Path, entry: Entry, directories: list[tuple[str, int, int]]) -> None:

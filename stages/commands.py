@@ -51,6 +51,9 @@ def option(name: str, help_: str, *, short: str = "", default: Any = "", kind: t
             "help": help_}
 
 
+KEEP_FAILED = option("keep-failed", "if a check fails that ran something, keep what it ran in for shell:<target>:load",
+                     default=False, kind=bool)
+
 CHECK_OPTIONS = [
     option("junit", "write the report as JUnit XML into this file"),
     option("sarif", "write the report as SARIF 2.1.0 into this file"),
@@ -103,6 +106,8 @@ def action(session: Session, verb: str, target: str) -> Callable[..., Any]:
         return check
     if verb == "rebuild":
         return rebuild_of(session, target, "")
+    if verb == "shell":
+        return shell_in(session, target)
     if verb == "preflight":
         def preflight(as_json: bool) -> None:
             from stages import preflight as judging
@@ -240,6 +245,16 @@ def rebuild_of(session: Session, target: str, stage: str) -> Callable[..., None]
     return run
 
 
+def shell_in(session: Session, target: str, name: str = "") -> Callable[..., None]:
+    """`shell:<target>[:<stage>]`."""
+    def run(as_json: bool = False) -> None:
+        from stages import shell
+
+        shell.run(session, target, name)
+
+    return run
+
+
 def log(session: Session, target: str, as_json: bool) -> None:
     """`log:<target>`: the logs of all stages."""
     found = []
@@ -286,24 +301,27 @@ ACTIONS: Mapping[str, Callable[[Any, str, bool], None]] = {"plan": plan, "why": 
 
 def finish(session: Session, target: str) -> Callable[..., None]:
     """`build:<target>`: the layout, the result link, the root; then one line."""
-    def run(as_json: bool = False) -> None:
+    def run(as_json: bool = False, keep_failed: bool = False) -> None:
         project = session.project
         graph = project.graph(target)
+        skipped = session.skipped.get(target, {})
         records = {stage.name: session.records[target, stage.name] for stage in graph.stages}
         manifest = records["image"].outputs["manifest"].digest
         link = project.result(target)
         keys = {name: record.key for name, record in records.items()}
         last = project.last(target)
         # The link is compared with what the root says it pointed to: a layout that gc took makes it dangle.
-        current = last.get("stages") == keys and last.get("points_to") and os.path.islink(link) \
+        current = last.get("stages") == keys and last.get("skipped", {}) == skipped \
+            and last.get("points_to") and os.path.islink(link) \
             and os.path.exists(link / "index.json") and os.readlink(link) == last["points_to"]
         if not current:
-            _publish(session, target, records, keys, manifest, link)
+            _publish(session, target, records, keys, manifest, link, skipped)
         built = [name for name in keys if (target, name) in session.report.built]
         layers = [r for name, r in records.items() if "layer" in r.outputs]
         size = sum(r.outputs["layer"].size for r in layers)
         data = {"target": target, "result": str(link), "manifest": manifest, "built": built,
-                "cached": [name for name in keys if name not in built], "layers": len(layers), "size": size}
+                "cached": [name for name in keys if name not in built], "layers": len(layers), "size": size,
+                "skipped": skipped}
         from stages.report import size_text
 
         if not session.busy and current:
@@ -311,7 +329,8 @@ def finish(session: Session, target: str) -> Callable[..., None]:
         else:
             text = (f"{target}: result-{target} is {manifest}\n"
                     f"  {len(layers)} layers, {size_text(size)}; {len(built)} stages built, "
-                    f"{len(keys) - len(built)} from the store")
+                    f"{len(keys) - len(built)} from the store"
+                    + (f"\n  skipped, which is not passed: {', '.join(skipped)}" if skipped else ""))
         if session.selected & {"build", f"build:{target}"}:
             session.report.line_break()
             show(data, text, as_json)
@@ -322,7 +341,7 @@ def finish(session: Session, target: str) -> Callable[..., None]:
 
 
 def _publish(session: Session, target: str, records: Mapping[str, Any], keys: Mapping[str, str], manifest: str,
-             link: Path) -> None:
+             link: Path, skipped: Mapping[str, str]) -> None:
     from oci.layout import link_result, write_layout
 
     project = session.project
@@ -332,7 +351,7 @@ def _publish(session: Session, target: str, records: Mapping[str, Any], keys: Ma
     layout = write_layout(project.store, manifest, name=f"{target}-{manifest[7:23]}", extra=extra)
     link_result(project.store, layout, link, root=project.root_name(target), content={
         "format": "stagecraft.root.v1", "target": target, "manifest": manifest, "stages": dict(keys),
-        "keys": sorted(keys.values()), "blobs": [manifest],
+        "keys": sorted(keys.values()), "blobs": [manifest], **({"skipped": dict(skipped)} if skipped else {}),
     })
 
 

@@ -73,8 +73,8 @@ def passed(session: Session, target: str, check: Check) -> bool:
     return verdict is not None and _report(session.project, target, verdict).passes
 
 
-def run(session: Session, target: str, check: Check) -> None:
-    """Judge, and let pass or not.
+def run(session: Session, target: str, check: Check, keep_failed: bool = False) -> None:
+    """Judge, and let pass or not. What cannot be judged here passes nothing and stops nothing: that is said.
 
     Raises:
         GateError: with every finding that no waiver covers.
@@ -90,6 +90,8 @@ def run(session: Session, target: str, check: Check) -> None:
     if failed:
         lines = "\n".join(f"{finding.subject}: {finding.message}" for _, finding in failed)
         cures = "\n".join(dict.fromkeys(finding.cure for _, finding in failed if finding.cure))
+        if check.runs and session.keep_failed and kept(session.project, target, check.id).exists():
+            cures += f"\nlook into what it ran in: ./doit shell:{target}:{check.id}"
         raise GateError(f"gate {check.id} does not let {target} pass", where=check.title, found=lines,
                         cure=(cures + "\n" if cures else "") + f"or a waiver in targets/{target}.yaml, with its reason")
     told = [f"{len(report.waived)} waived"] if report.waived else []
@@ -109,11 +111,13 @@ def judged(session: Session, target: str, check: Check) -> tuple[Verdict, GateRe
     outputs = outputs_of(check, project.graph(target), _records(session, target, check))
     assert outputs is not None  # noqa: S101 - see above
     facts = facts_of(check, project, target)
-    if check.runs and stored(project, target, check, _records(session, target, check)) is None:
-        _fetch_emulator(session, target, check, str(facts["machine"]))
+    known = stored(project, target, check, _records(session, target, check))
+    again = session.keep_failed and check.runs and known is not None and bool(known.errors)
+    if check.runs and (known is None or again):
+        fetch_emulator(session, target, check.id, str(facts["machine"]))
         session.report.line(f"  {'run':<7} {check.id:<11} {check.title}")
     verdict = judge(
-        project.store, check, outputs, facts, poll=session.check_cancelled,
+        project.store, check, outputs, facts, again=again, poll=session.check_cancelled,
         log=lambda line: session.report.event("log", check.id, line=line),
         keep=kept(project, target, check.id) if session.keep_failed else None)
     return verdict, _report(project, target, verdict)
@@ -124,8 +128,8 @@ def kept(project: Project, target: str, check: str) -> Path:
     return project.store.root / "failed" / f"{project.root_name(target)}-{check}"
 
 
-def _fetch_emulator(session: Session, target: str, check: Check, machine: str) -> None:
-    """The locked emulator for this host into the store, if `machine` is another one."""
+def fetch_emulator(session: Session, target: str, name: str, machine: str) -> None:
+    """The locked emulator for this host into the store, if `machine` is another one; `name` is what wants it."""
     from executors.emulator import row_for
     from stages.engine import FetchProgress
 
@@ -140,8 +144,8 @@ def _fetch_emulator(session: Session, target: str, check: Check, machine: str) -
     if missing:
         engine = session.engine(target)
         total = sum(item.locked.size for item in missing)
-        engine.observer.event("fetch", check.id, files=len(missing), bytes=total)
-        engine.fetch(store, missing, FetchProgress(engine, check.id, total))
+        engine.observer.event("fetch", name, files=len(missing), bytes=total)
+        engine.fetch(store, missing, FetchProgress(engine, name, total))
 
 
 def _tell(session: Session, check: Check, report: GateReport) -> None:
@@ -155,13 +159,15 @@ def _tell(session: Session, check: Check, report: GateReport) -> None:
 
 
 def plan_lines(project: Project, target: str, records: Mapping[str, Record | None]) -> list[dict[str, str]]:
-    """For `plan`: every gate with `passed`, `failed` or `would run`."""
+    """For `plan`: every gate with `passed`, `failed` or `would run`; `skipped` says why the last build skipped it."""
     found = []
+    skipped: Mapping[str, str] = project.last(target).get("skipped", {})
     for check in checks_for(project.graph(target)):
         verdict = stored(project, target, check, records)
         state = "would run" if verdict is None else \
             "passed" if _report(project, target, verdict).passes else "failed"
-        found.append({"check": check.id, "state": state})
+        why = skipped.get(check.id, "") if verdict is None else ""
+        found.append({"check": check.id, "state": state, **({"skipped": why} if why else {})})
     return found
 
 

@@ -236,13 +236,15 @@ def _after_task_options(word: str, words: list[str]) -> list[str]:
     """What follows the options of a task."""
     import getopt
 
-    from stages.commands import CHECK_OPTIONS, JSON, STORE_OPTIONS
+    from stages.commands import CHECK_OPTIONS, JSON, KEEP_FAILED, STORE_OPTIONS
 
     verb, _, rest = word.partition(":")
     takes: list[dict[str, Any]] = []
     if verb == "store":
         takes = [*STORE_OPTIONS[rest], JSON]
-    elif verb in ("doctor", "targets") or (rest and verb in ("build", "plan", "why", "log", "preflight", "rebuild")):
+    elif rest and verb in ("build", "gate"):
+        takes = [KEEP_FAILED, *([JSON] if verb == "build" else [])]
+    elif verb in ("doctor", "targets") or (rest and verb in ("plan", "why", "log", "preflight", "rebuild")):
         takes = [JSON]
     elif rest and verb == "check":
         takes = [*CHECK_OPTIONS, JSON]
@@ -300,7 +302,7 @@ def _known_task(word: str, root: Path, project: Project | None) -> None:
                          else "./doit list shows all tasks")
     elif colon and target not in targets:
         raise _unknown(f"no target {target!r}", f"{verb}:", target, targets, shown="", behind=more + part)
-    elif more and verb not in ("log", "gate", "rebuild"):
+    elif more and verb not in ("log", "gate", "rebuild", "shell"):
         raise InputError(f"no task {word!r}", cure=f"did you mean ./doit {verb}:{target}?")
     elif more or (colon and verb in ("gate", *STAGES)):
         _known_part(verb, target, part, project, root)
@@ -327,6 +329,11 @@ def _known_part(verb: str, target: str, part: str, project: Project | None, root
         if part not in checks:
             raise _unknown(f"no gate {part!r} of {target}" if part else f"gate:{target} needs the name of a gate",
                            f"gate:{target}:", part, checks)
+    elif verb == "shell":
+        from stages.shell import roots
+
+        if part not in roots(graph):
+            raise _unknown(f"{target} has no root {part!r}", f"shell:{target}:", part, roots(graph))
     elif verb in ("log", "rebuild"):
         if part not in stages:
             raise _unknown(f"{target} has no stage {part!r}", f"{verb}:{target}:", part, stages)

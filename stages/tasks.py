@@ -30,6 +30,7 @@ VERBS = {
     "log": "the stored log of the last build of a stage",
     "check": "judge all gates of a target; --json, --junit FILE, --sarif FILE, --strict",
     "rebuild": "build again beside what is stored and compare, byte for byte",
+    "shell": "a shell in the layers of a stage and those below",
     "lock": "resolve every input to an exact file and write the lock",
     "preflight": "judge the lock's wheels by their index, before they are downloaded",
     "load": "put the image into a Docker engine",
@@ -261,6 +262,7 @@ def mentioned(arguments: list[str], known: list[str]) -> list[str]:
 
 def tasks(session: Session, arguments: list[str]) -> Iterator[dict[str, Any]]:
     """All tasks, as dicts for doit."""
+    session.keep_failed = "--keep-failed" in arguments
     known = names(session.project.root)
     groups: dict[str, str] = {"build": "build a target's image: everything up to result-<target>", **VERBS}
     groups |= {name: f"the {name} stage of a target" for name in STAGES}
@@ -306,14 +308,31 @@ def _target_tasks(session: Session, target: str, twins: dict[str, str]) -> Itera
         needs = [f"build:{target}"] if verb in commands.DELIVERIES else []
         if verb == "check" and graph is not None:
             needs = commands.read_by_checks(graph)
+        if verb == "shell" and graph is not None:
+            needs = _below_shell(graph)
         yield _task(session, verb, target, doc, action, task_dep=needs, **commands.options(verb))
     logged = commands.logged(session.project, target)
     for name in logged if graph is not None else dict.fromkeys([*logged, *STAGES]):
         yield _task(session, "log", f"{target}:{name}", f"the log of {name}", commands.log_of(session, target, name),
                     params=[JSON])
+    for name in _shells(graph) if graph else ():
+        yield _task(session, "shell", f"{target}:{name}", f"a shell in the root of {name}",
+                    commands.shell_in(session, target, name), task_dep=_below_shell(graph, name))
     for stage in graph.stages if graph else ():
         yield _task(session, "rebuild", f"{target}:{stage.name}", f"build {stage.name} again and compare",
                     commands.rebuild_of(session, target, stage.name), params=[JSON])
+
+
+def _shells(graph: Graph) -> list[str]:
+    from stages.shell import roots
+
+    return roots(graph)
+
+
+def _below_shell(graph: Graph | None, name: str = "") -> list[str]:
+    from stages.shell import needs
+
+    return [f"{stage}:{graph.target}" for stage in needs(graph, name)] if graph is not None else []
 
 
 def _graph_tasks(session: Session, target: str, graph: Graph, twins: dict[str, str]) -> Iterator[dict[str, Any]]:
@@ -326,10 +345,10 @@ def _graph_tasks(session: Session, target: str, graph: Graph, twins: dict[str, s
     yield from stage_tasks(session, target, graph, twins, gated)
     for check in checks:
         yield _task(session, "gate", f"{target}:{check.id}", check.title, gates.run, args=[session, target, check],
-                    uptodate=[_up_to_date(gates.passed, session, target, check)],
+                    uptodate=[_up_to_date(gates.passed, session, target, check)], params=[commands.KEEP_FAILED],
                     task_dep=[f"{name}:{target}" for name in gates.stages_of(check, graph)])
     yield _task(session, "build", target, f"build {target}: {session.project.target(target).data['description']}",
-                commands.finish(session, target), params=[JSON],
+                commands.finish(session, target), params=[JSON, commands.KEEP_FAILED],
                 task_dep=[f"{graph.stages[-1].name}:{target}"])
 
 
