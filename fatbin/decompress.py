@@ -7,6 +7,7 @@ block decoder is here: the format is two pages, and what makes LZ4 here (nvcc's 
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -130,7 +131,10 @@ def _decoder(offset: int) -> Callable[[bytes, int, int], bytes]:
                                offset=offset) from None
 
     def of_package(data: bytes, size: int, offset: int) -> bytes:
-        # A stream, because one-shot decompression allocates whatever size the frame's header claims.
+        # One-shot decompression is the quicker way, but allocates whatever size the frame's header claims.
+        with contextlib.suppress(zstandard.ZstdError):
+            if zstandard.get_frame_parameters(data).content_size == size:
+                return bytes(zstandard.ZstdDecompressor().decompress(data))
         # In pieces, because a read allocates all that is asked for.
         reader = zstandard.ZstdDecompressor().stream_reader(data)
         out = bytearray()
