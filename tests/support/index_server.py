@@ -244,6 +244,7 @@ class _Server(ThreadingHTTPServer):
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # or each short answer takes 40 ms and more
     server: _Server
 
     def log_message(self, format: str, *args: object) -> None:
