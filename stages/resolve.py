@@ -87,8 +87,11 @@ def lock(project: Project, name: str, log: Callable[[str], None], *, upgrade: bo
     emulator, suites = (old.emulator, old.emulator_suites) if only in ("wheels", "debs") and old is not None \
         else parts.emulator()
     new = Lock(name, _answered(target, old, only), base, python, debs, wheels, files, emulator, suites)
-    if judged and only not in ("debs", "emulator"):
-        _judge(project, target, new, log)
+    if only not in ("debs", "emulator") and new.wheels:
+        if judged:
+            _judge(project, target, new, log)
+        else:
+            log(f"  the wheels are not judged; ./doit preflight:{name} does")
     changes = compare(old, new)
     text = new.dumps()
     if not path.exists() or path.read_bytes() != text.encode():
@@ -101,8 +104,6 @@ def lock(project: Project, name: str, log: Callable[[str], None], *, upgrade: bo
 
 def _judge(project: Project, target: Target, new: Lock, log: Callable[[str], None]) -> None:
     """Preflight of a lock that is not written yet. Raises GateError."""
-    if not new.wheels:
-        return
     from stages.preflight import preflight
 
     log("  judging the wheels by their index")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from cache.errors import LockError
+from cache.errors import GateError, LockError
 from cache.store import Store
 from oci import media
 from oci.reference import parse_reference
@@ -201,3 +201,41 @@ def test_system_without_a_release_takes_no_packages(place: Place, registry: Runn
     with pytest.raises(LockError, match=f"no {lacking} in its os-release") as caught:
         place.lock("wheels:", "packages:\n  app: a package of the test's archive\nwheels:")
     assert caught.value.cure
+
+
+BROKEN = """wheels:
+  requirements: [one]
+  overrides:
+    - requirement: two==1
+      reason: to have a set that contradicts itself
+"""
+
+
+def test_lock_that_preflight_refuses_is_not_written(place: Place, registry: RunningRegistry, tmp_path: Path) -> None:
+    put_image(registry, tmp_path / "scratch", repository(tmp_path))
+    place.lock()
+    before = place.path.read_bytes()
+    make_wheel(tmp_path / "wheels", "one", "2", files={"one.py": b""}, requires=["two>=2"])
+    broken = ("wheels:\n  requirements: [one]\n", BROKEN)
+    with pytest.raises(GateError) as caught:
+        place.lock(*broken, upgrade=True)
+    assert place.path.read_bytes() == before
+    assert "wheel-set: one: two>=2" in str(caught.value.found)
+    assert "move two 1 -> >=2" in str(caught.value.cure)
+    assert "--no-preflight" in str(caught.value.cure)
+    with pytest.raises(GateError):  # nor is it found good because the debs alone are asked for, and wheels then
+        place.lock(only="wheels", upgrade=True)
+    place.lock(only="debs")
+    waived = "waivers:\n  - check: wheel-set\n    subject: \"one: two>=2\"\n    reason: known to work together\n"
+    fresh = place.lock(BROKEN, BROKEN + waived, upgrade=True)
+    assert [wheel["version"] for wheel in fresh["wheels"]] == ["2", "1"]  # type: ignore[attr-defined]
+    assert any("preflight passes" in line for line in place.log)
+
+
+def test_lock_without_preflight(place: Place, registry: RunningRegistry, tmp_path: Path) -> None:
+    put_image(registry, tmp_path / "scratch", repository(tmp_path))
+    make_wheel(tmp_path / "wheels", "one", "2", files={"one.py": b""}, requires=["two>=2"])
+    fresh = place.lock("wheels:\n  requirements: [one]\n", BROKEN, judged=False)
+    assert [wheel["version"] for wheel in fresh["wheels"]] == ["2", "1"]  # type: ignore[attr-defined]
+    assert not any("preflight passes" in line for line in place.log)
+    assert any("not judged" in line for line in place.log)
