@@ -6,7 +6,7 @@ so that what is compiled from it is not compiled again (docs/vllm-from-source.md
 Inputs: `source` (an sdist, or the layer of a git tree), `tree/<name>` (layers of git trees), `patch/<nn>-<name>`.
 Params: `strip` (directories at the front of every path of the source), `csrc` (globs of paths that a compile reads),
 `stubs` (names that an empty tree stands for). Outputs: `csrc` and `python` (layers: `src/…` the source,
-`sources/<name>/…` the trees, which all go into `csrc`), their indexes `csrc-index` and `python-index`, and `facts` (JSON).
+`sources/<name>/…` the trees, which go into `csrc`), their indexes `csrc-index` and `python-index`, and `facts` (JSON).
 
     {"format": "stagecraft.source.v1", "patches": [{"name", "files": {path: digest after it, or ""}}], "stubs": [...],
      "trees": {name: number of files}, "csrc": number of files, "python": number of files}
