@@ -14,7 +14,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from cache.store import Store
 from executors import emulator as emulation
 from executors import limits, probe, trees
 from executors.emulator import Emulator
-from executors.process import HOSTNAME, USER, Limits, Outcome, Process, collect, reason_of, size_text
+from executors.process import HOSTNAME, USER, Limits, Outcome, Process, collect, reason_of
 
 _TICK = 0.1
 _LINE = 64 << 10  # a longer line is cut into several
@@ -45,7 +45,6 @@ class Sandbox:
     emulator: Emulator | None = None
     registration: str = ""
     overlay: bool = True
-    _abilities: list[probe.Abilities] = field(default_factory=list, compare=False, repr=False)
 
     def abilities(self) -> probe.Abilities:
         """What this machine lets it do.
@@ -53,9 +52,7 @@ class Sandbox:
         Raises:
             ToolError: no sandbox works here; with what is missing and the cure.
         """
-        if not self._abilities:
-            self._abilities.append(probe.require(str(self.store.directory("tmp"))))
-        return self._abilities[0]
+        return probe.require(str(self.store.directory("tmp")))
 
     def run(self, process: Process, scratch: Path, *, log: Callable[[str], None] = lambda line: None,
             check: Callable[[], None] = lambda: None) -> Outcome:
@@ -301,6 +298,3 @@ def _exit_reason(status: int, last: str) -> str:
 def _failed(failure: dict[str, Any]) -> ToolError:
     return ToolError("the sandbox cannot be made", where=str(failure["step"]), found=str(failure["text"]),
                      cure="./doit doctor says what this machine allows")
-
-
-__all__ = ["Sandbox", "size_text"]

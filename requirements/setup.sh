@@ -82,5 +82,15 @@ fi
 import os, sysconfig
 with open(os.path.join(sysconfig.get_path("purelib"), "stagecraft.pth"), "w") as file:
     file.write(os.getcwd() + "\n")'
+# Checks that run an image's code do it in bubblewrap. Without it they are skipped, so this is no reason to fail.
+if ! command -v bwrap >/dev/null 2>&1; then
+    if [ "$(id -u)" = 0 ] && [ -r /etc/debian_version ] && command -v apt-get >/dev/null 2>&1; then
+        echo "doit: installing bubblewrap with apt-get (the check load runs in it)"
+        { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends bubblewrap; } \
+            >/dev/null || echo "doit: bubblewrap could not be installed: the check load will be skipped"
+    else
+        echo "doit: note: bubblewrap is not installed, the check load will be skipped; sudo apt-get install bubblewrap"
+    fi
+fi
 cp requirements/run.txt "$venv/requirements.run.txt.new"
 mv "$venv/requirements.run.txt.new" "$venv/requirements.run.txt"

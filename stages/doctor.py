@@ -83,7 +83,7 @@ def examine(project: Project, root: Path = Path("/")) -> tuple[dict[str, Any], s
     machine = identify(root)
     suited = fitting(machine)
     target = suited if suited in names(project.root) else ""
-    findings: list[Finding] = [probe for check in (_python, _engine, _sandbox, _emulator, _apt) for probe in check()]
+    findings: list[Finding] = [*_python(), *_engine(), *_sandbox(_scratch(project)), *_emulator(), *_apt()]
     findings += _store(project)
     findings += _indexes(project)
     lines = [f"machine   {machine.model or 'unknown model'}, {machine.architecture}, {machine.system}"]
@@ -128,18 +128,36 @@ def _engine() -> list[Finding]:
                         "only load:<target> needs one; start it, or set DOCKER_HOST")]
 
 
-def _sandbox() -> list[Finding]:
-    path = shutil.which("bwrap")
-    if path is None:
-        return [Finding("bubblewrap", "note", "not installed", "apt-get install bubblewrap (to run stages and checks)")]
-    works = _run(path, "--ro-bind", "/", "/", "--unshare-all", "true") == "" and subprocess.run(
-        [path, "--ro-bind", "/", "/", "--unshare-all", "true"], capture_output=True, check=False).returncode == 0
-    restricted = Path("/proc/sys/kernel/apparmor_restrict_unprivileged_userns")
-    if not works and restricted.exists() and restricted.read_text(encoding="ascii").strip() == "1":
-        return [Finding("user namespaces", "missing", "AppArmor restricts them for ordinary users (Ubuntu 24.04)",
-                        "sudo sysctl kernel.apparmor_restrict_unprivileged_userns=0, or a profile for bwrap")]
-    return [Finding("sandbox", "ok" if works else "missing", _run(path, "--version") or path,
-                    "" if works else "user namespaces are not allowed here")]
+def _sandbox(directory: str) -> list[Finding]:
+    """What runs images' code here, by trying it; `directory` is on the store's file system."""
+    from executors import emulator, probe
+
+    found = probe.abilities(directory)
+    what = "only checks that run the image need it; they are skipped without"
+    if not found.bubblewrap:
+        return [Finding("sandbox", "note", found.missing, f"{found.cure} ({what})")]
+    if found.missing:
+        return [Finding("sandbox", "missing", found.missing, found.cure)]
+    lines = [Finding("sandbox", "ok", f"{_run(found.bubblewrap, '--version')}, roots "
+                     + ("joined by overlays" if found.overlay else "merged into trees"),
+                     "" if found.overlay else "a kernel of 5.11 or newer joins them without copying names")]
+    if found.binfmt:
+        lines.append(Finding("foreign programs", "ok", "the locked emulator, registered in the own namespace"))
+    elif emulator.host_registers():
+        lines.append(Finding("foreign programs", "ok", "the locked emulator, registered with the host for each run"))
+    else:
+        lines.append(Finding("foreign programs", "note", "the locked emulator, single processes only",
+                             "a kernel of 6.7 or newer, or root, lets them start others too"))
+    return lines
+
+
+def _scratch(project: Project) -> str:
+    import tempfile
+
+    try:
+        return str(project.store.directory("tmp"))
+    except StagecraftError:
+        return tempfile.gettempdir()
 
 
 #: The first qemu-user that runs torch 2.13 (7.2 crashes).
@@ -149,7 +167,7 @@ QEMU = 10
 def _emulator(registered: Path = Path("/proc/sys/fs/binfmt_misc")) -> list[Finding]:
     foreign = {"x86_64": "aarch64", "aarch64": "x86_64"}.get(os.uname().machine, "aarch64")
     what = f"emulator for {foreign}"
-    cure = f"only running foreign images needs it: qemu-user {QEMU} or newer, registered with binfmt_misc"
+    cure = f"only Docker needs it for foreign images, checks bring theirs: qemu-user {QEMU} or newer with binfmt_misc"
     try:
         entry = (registered / f"qemu-{foreign}").read_text(encoding="utf-8").splitlines()
     except OSError:
