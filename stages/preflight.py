@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 FORMAT = "stagecraft.preflight.v1"
 _COLUMNS = 100
+#: Pins that are named for one finding.
+_ALTERNATIVES = 3
 _WORDS = {"info": "note"}
 
 
@@ -89,13 +91,24 @@ class Preflight:
             return None
         found = "\n".join(f"{one.check}: {one.weighed.finding.subject}: {one.weighed.finding.message}"
                           for one in self.blocking)
-        cures = [f"move {line}" for line in dict.fromkeys(
-            self._move(move) for one in self.blocking for move in one.moves)]
+        cures = [*self._moves()]
         cures += dict.fromkeys(one.weighed.finding.cure for one in self.blocking
                                if not one.moves and one.weighed.finding.cure)
         cures.append(f"or a waiver in {self.target.files[0]}, with its reason")
         return GateError(what, where=f"{len(self.blocking)} findings" if len(self.blocking) > 1 else "one finding",
                          found=found, cure="\n".join([*cures, *([cure] if cure else [])]))
+
+    def _moves(self) -> Iterator[str]:
+        """A line for each pin that must move, with what would do as well; without what follows from another line."""
+        asked = dict.fromkeys(one.moves for one in self.blocking if one.moves)
+        first = {moves[0] for moves in asked}
+        torch = any(move.name == "torch" for move in first)
+        for moves in asked:
+            if moves[1:] == () and any(moves[0] in others for others in asked if others != moves):
+                continue
+            if torch and moves[0].follows:
+                continue
+            yield "move " + "\n  or ".join(map(self._move, moves[:_ALTERNATIVES]))
 
     def _lines(self, one: Foresight) -> Iterator[str]:
         finding, waiver = one.weighed.finding, one.weighed.waiver
@@ -122,12 +135,11 @@ def pin(target: Target, name: str) -> str:
     from lock.wheels import named
 
     data, file = target.data, target.files[0]
-    if name in ("torch", "vllm") and name in data:
-        return f"{name}.version in {file}"
-    if any(named(entry["requirement"]) == name for entry in data["wheels"]["overrides"]):
-        return f"wheels.overrides in {file}"
-    if any(named(line) == name for line in data["wheels"]["requirements"]):
-        return f"wheels.requirements in {file}"
+    places = [f"{name}.version"] if name in ("torch", "vllm") and name in data else []
+    places += ["wheels.overrides"] if any(named(one["requirement"]) == name for one in data["wheels"]["overrides"]) else []
+    places += ["wheels.requirements"] if any(named(line) == name for line in data["wheels"]["requirements"]) else []
+    if places:
+        return f"{' and '.join(places)} in {file}"
     return f"./doit lock:{target.name} --upgrade {name}, or an override in {file}"
 
 

@@ -28,12 +28,16 @@ Data = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Move:
-    """A pin that should be another: `name` from version `old` to `new` (a version, or a specifier), and why."""
+    """A pin that should be another: `name` from version `old` to `new` (a version, or a specifier), and why.
+
+    `follows`: it is the consequence of which torch there is; where torch moves, it moves by itself.
+    """
 
     name: str
     old: str
     new: str
     why: str
+    follows: bool = False
 
     def text(self) -> str:
         return f"{self.name} {self.old} -> {self.new}: {self.why}"
@@ -142,7 +146,8 @@ def _move_for(it: _Situation, subject: str) -> tuple[Move, ...]:
         return ()
     if need.name == "torch" and name not in ("vllm", "target"):
         # vLLM says which torch; everything else that is compiled against torch follows.
-        return (Move(name, it.version(name), f"the one for torch {old}", f"it was built for torch{need.specifier}"),)
+        return (Move(name, it.version(name), f"the one for torch {old}", f"it was built for torch{need.specifier}",
+                     follows=True),)
     who = f"{name} {it.version(name)}".rstrip()
     return (Move(need.name, old, _exact(need.specifier) or str(need.specifier), f"{who} requires {need}"),)
 
@@ -334,7 +339,7 @@ def _lacking(it: _Situation, torch: CandidateWheel, exports: frozenset[str] | No
 def _abi_moves(it: _Situation, wheel: CandidateWheel) -> tuple[Move, ...]:
     if wheel is not it.vllm:
         return (Move(wheel.locked.name, wheel.locked.version, f"the one for torch {it.version('torch')}",
-                     "it was compiled against another torch"),)
+                     "it was compiled against another torch", follows=True),)
     moves = it.better_torch()
     exports = it.table.of(it.version("torch"))
     if exports is not None:
