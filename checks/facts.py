@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from cache import canonical
+from checks import tables
 
 _ROOT = Path(__file__).resolve().parent.parent
 
@@ -230,8 +231,4 @@ def release(version: str) -> tuple[int, ...]:
 
 @functools.cache
 def _table(name: str) -> dict[str, Any]:
-    import yaml
-
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    found: dict[str, Any] = yaml.load((_ROOT / name).read_bytes(), loader)  # noqa: S506 - a safe loader
-    return found
+    return tables.read(_ROOT / name)
