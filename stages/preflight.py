@@ -136,8 +136,9 @@ def pin(target: Target, name: str) -> str:
 
     data, file = target.data, target.files[0]
     places = [f"{name}.version"] if name in ("torch", "vllm") and name in data else []
-    places += ["wheels.overrides"] if any(named(one["requirement"]) == name for one in data["wheels"]["overrides"]) else []
-    places += ["wheels.requirements"] if any(named(line) == name for line in data["wheels"]["requirements"]) else []
+    overrides = [entry["requirement"] for entry in data["wheels"]["overrides"]]
+    parts = {"overrides": overrides, "requirements": data["wheels"]["requirements"]}
+    places += [f"wheels.{part}" for part, lines in parts.items() if any(named(line) == name for line in lines)]
     if places:
         return f"{' and '.join(places)} in {file}"
     return f"./doit lock:{target.name} --upgrade {name}, or an override in {file}"
