@@ -40,6 +40,7 @@ def main() -> None:
 
     parser = argparse.ArgumentParser(description="Make the tables of torch's ABI and of vLLM's wheels.")
     parser.add_argument("--store", type=Path, required=True)
+    parser.add_argument("--data", type=Path, default=ROOT / "checks" / "data", help="where the tables are written")
     options = parser.parse_args()
     indexes = load_indexes(ROOT / "targets" / "indexes.yaml")
     pages, store = Pages(indexes), Store.open(options.store)
@@ -54,7 +55,7 @@ def main() -> None:
             wanted = Wanted("wheel", name, version, best.file, 0, best.sha256, "default")
             wheels[name, version] = wanted, {item.sha256: item.file for item in there}
     fetch(store, [wanted for wanted, _ in wheels.values()], {"wheel": WheelSource(indexes, pages)}, jobs=2)
-    data = ROOT / "checks" / "data"
+    data = options.data
     write(data / f"torch-exports.{MACHINE}.xz", torch_exports(store, wheels))
     write(data / f"vllm-wheels.{MACHINE}.xz", vllm_wheels(store, wheels))
 
