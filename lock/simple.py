@@ -81,14 +81,16 @@ def parse_html(text: str, url: str) -> list[IndexFile]:
     base = urljoin(url, parser.base)
     files = []
     for anchor in parser.found:
-        target, _, fragment = urljoin(base, anchor["href"] or "").partition("#")
-        file = unquote(urlsplit(target).path.rpartition("/")[2])
+        target, _, fragment = (anchor["href"] or "").partition("#")
+        target = _absolute(base, target)
+        path = target if "?" not in target and target.count("/") > 2 else urlsplit(target).path
+        file = unquote(path.rpartition("/")[2])
         if not _plain(file):
             continue
         digest = fragment.removeprefix("sha256=") if fragment.startswith("sha256=") else ""
         told = anchor.get("data-core-metadata", anchor.get("data-dist-info-metadata", "none"))
         yanked = (anchor["data-yanked"] or "") if "data-yanked" in anchor else None
-        files.append(IndexFile(file, without_credentials(target), digest.lower(), 0,
+        files.append(IndexFile(file, target, digest.lower(), 0,
                                anchor.get("data-requires-python") or "", yanked,
                                anchor.get("data-upload-time") or "", _metadata(told)))
     return files
