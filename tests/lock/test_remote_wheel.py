@@ -202,3 +202,28 @@ def test_metadata_that_does_not_come_is_asked_for_again_then_given_up(apart: Pla
     apart.server.fault(".metadata", "error")
     with apart.open() as wheel, pytest.raises(FetchError, match="metadata of big-1"):
         wheel.metadata()
+
+
+def test_credentials_go_along_and_without_them_it_says_where_they_belong(tmp_path: Path) -> None:
+    place = Place(tmp_path, Options())
+    place.server.auth = ("me", "secret")
+    with place.server:
+        environ = client_environment(tmp_path, PIP_INDEX_URL=place.server.with_credentials("me", "secret"))
+        place.source = WheelSource(load_indexes(tmp_path / "indexes.yaml", environ))
+        with place.open() as wheel:
+            assert wheel.read("big/small.py") == b"x = 1\n"
+            place.server.auth = ("me", "another")
+            with pytest.raises(FetchError) as caught:
+                wheel.read("big/noise.bin")
+    assert "netrc" in str(caught.value.cure)
+    assert "secret" not in caught.value.diagnostics()
+
+
+def test_a_wheel_in_a_directory_is_read_there(tmp_path: Path) -> None:
+    place = Place(tmp_path, Options())
+    environ = client_environment(tmp_path, PIP_FIND_LINKS=str(tmp_path / "files"), PIP_NO_INDEX="1")
+    place.source = WheelSource(load_indexes(tmp_path / "indexes.yaml", environ))
+    with place.open() as wheel:
+        assert wheel.metadata() == metadata_of(place.path)
+        assert (wheel.fetched, wheel.verified) == (0, False)
+    place.server._server.server_close()
