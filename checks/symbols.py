@@ -20,7 +20,7 @@ from elftools.elf.dynamic import DynamicSegment
 from elftools.elf.elffile import ELFFile
 
 from cache.derived import derived
-from checks.elf import DamagedElfError, Elf, read_elf
+from checks.elf import DamagedElfError, Elf, read_elf, tags_of
 
 if TYPE_CHECKING:
     from cache.store import Store
@@ -151,7 +151,7 @@ class _Reader:
             if segment["p_type"] == "PT_LOAD":
                 self._loads.append((segment["p_vaddr"], segment["p_filesz"], segment["p_offset"]))
             elif isinstance(segment, DynamicSegment):
-                for tag in segment.iter_tags():
+                for tag in tags_of(segment):
                     self._tags.setdefault(str(tag.entry.d_tag), int(tag.entry.d_val))
 
     def library(self, elf: Elf) -> Library:

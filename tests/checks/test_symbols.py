@@ -177,6 +177,22 @@ def test_damaged_is_said(compiler: Compiler, damage: Damage) -> None:
         read(bytes(data))
 
 
+def test_hostile_headers_cost_no_time(compiler: Compiler) -> None:
+    """A table of segments, or a dynamic segment, that goes on and on."""
+    data = bytearray(compiler.library("libthing.so.1", VERSIONED, versions=SCRIPT))
+    data[0x38:0x3a] = b"\xff\xff"  # e_phnum
+    with pytest.raises(DamagedElfError, match="65535 segments"):
+        read(bytes(data))
+    whole = bytes(compiler.library("libthing.so.1", VERSIONED, versions=SCRIPT))
+    heads, count = int.from_bytes(whole[0x20:0x28], "little"), int.from_bytes(whole[0x38:0x3a], "little")
+    at = next(at for at in range(heads, heads + 56 * count, 56) if whole[at:at + 4] == b"\2\0\0\0")
+    endless = bytearray(whole) + b"\1\0\0\0\0\0\0\0" * 2 * 100_000
+    endless[at + 8:at + 16] = len(whole).to_bytes(8, "little")  # p_offset
+    endless[at + 32:at + 40] = (1_600_000).to_bytes(8, "little")  # p_filesz
+    with pytest.raises(DamagedElfError, match="without an end"):
+        read(bytes(endless))
+
+
 def test_object_file_has_no_dynamic_symbols(tmp_path: Path) -> None:
     out = tmp_path / "a.o"
     subprocess.run(["gcc", "-c", "-x", "c", "-", "-o", str(out)], input="int f(void) { return 1; }", text=True,
