@@ -89,8 +89,10 @@ def process_of(inputs: CheckInputs, scratch: Path, steps: Sequence[Mapping[str, 
     for name, data in stubs.items():
         (given / "driver" / name).write_bytes(data)
     shutil.copyfile(_PROGRAM, given / "load_program.py")
+    for path in (given, *given.rglob("*")):  # whatever the umask: in the sandbox root is somebody else
+        path.chmod(0o755 if path.is_dir() else 0o644)
     (scratch / "work").mkdir(exist_ok=True)
-    (scratch / "work" / "steps.json").write_text(json.dumps(list(steps)))
+    _write_steps(scratch, steps)
     environment = {**facts["environment"], **_ENVIRONMENT}
     below = facts["environment"].get("LD_LIBRARY_PATH", "")
     environment["LD_LIBRARY_PATH"] = "/inputs/given/driver" + (f":{below}" if below else "")
@@ -99,6 +101,13 @@ def process_of(inputs: CheckInputs, scratch: Path, steps: Sequence[Mapping[str, 
     return Process(
         layers, (facts["executable"], "/inputs/given/load_program.py", "/work/steps.json", "/work/results.jsonl"),
         facts["machine"], environment, {"given": given}, LIMITS, ("results.jsonl",))
+
+
+def _write_steps(scratch: Path, steps: Sequence[Mapping[str, Any]]) -> None:
+    path = scratch / "work" / "steps.json"
+    path.unlink(missing_ok=True)
+    path.write_text(json.dumps(list(steps)))
+    path.chmod(0o644)
 
 
 def stub_names(inputs: CheckInputs) -> Iterator[tuple[Mapping[str, Any], set[str]]]:
@@ -203,7 +212,7 @@ def _attempt(start: Callable[[], Outcome], scratch: Path,
     """One interpreter."""
     work = scratch / "work"
     work.mkdir(exist_ok=True)
-    (work / "steps.json").write_text(json.dumps(list(steps)))
+    _write_steps(scratch, steps)
     (work / "results.jsonl").unlink(missing_ok=True)
     outcome = start()
     results: dict[str, tuple[str, str]] = {}

@@ -1,17 +1,19 @@
 """The first program of a sandbox, run by itself (`python -I -S namespace.py FD`), never imported by the others.
 
-In a user and mount namespace of its own it joins the layers by an overlay, mounts and fills a binfmt_misc, and then
-becomes bubblewrap. Its work is a JSON object read from the descriptor FD:
+In a user and mount namespace of its own it gathers what the sandbox shall have in one small tmpfs, `/tmp` for what
+comes after it, mounts and fills a binfmt_misc, and then becomes bubblewrap. Its work is a JSON object read from FD:
 
-    {"parent": pid, "mounts": [{"what", "at", "type", "options", "in"}…], "binfmt": {"at", "line"} or null,
-     "cgroup": path or null, "cpus": n or null, "pids": n or null, "terminal": bool, "command": […]}
+    {"parent": pid, "place": directory, "binds": {name: path}, "overlay": {"in", "lower"} or null,
+     "binfmt": {"path", "line"} or null, "cgroup": path or null, "cpus": n or null, "pids": n or null,
+     "terminal": bool, "command": […]}
 
-`terminal`: it becomes the foreground of the terminal at standard input, so that Ctrl-C is its own.
+`place`: an empty directory, on which the tmpfs is mounted first. `binds`: what is seen as `/tmp/<name>`. `overlay`:
+what is seen as `/tmp/root`; `lower` is relative to the directory `in`. `terminal`: it becomes the foreground of the
+terminal at standard input, so that Ctrl-C is its own. What fails is written to FD as `{"step", "errno", "text"}`, with
+exit code 125. With an empty `command` it ends after the mounts, with 0.
 
-`in` is the directory from which an overlay's relative `lowerdir`s are seen. What fails is written to FD as
-`{"step", "errno", "text"}`, and the exit code is 125. With an empty `command` it ends after the mounts, with 0.
-
-The user is 0 in the namespace and stays who they are outside. All mounts go with the last process of the namespace.
+Root makes its mounts as root and then becomes an ordinary user, before it enters the user namespace: there root of the
+host would still own the files below /proc/sys. All mounts go with the last process of the namespace.
 """
 
 import ctypes
@@ -23,8 +25,9 @@ import sys
 from typing import Any
 
 CLONE_NEWNS, CLONE_NEWUSER = 0x00020000, 0x10000000
-MS_RDONLY, MS_NOSUID, MS_NODEV, MS_REC, MS_PRIVATE = 1, 2, 4, 0x4000, 0x40000
-PR_SET_PDEATHSIG = 1
+MS_RDONLY, MS_NOSUID, MS_NODEV, MS_BIND, MS_REC, MS_PRIVATE = 1, 2, 4, 0x1000, 0x4000, 0x40000
+PR_SET_PDEATHSIG, PR_SET_DUMPABLE = 1, 4
+NOBODY = 65534
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -54,38 +57,81 @@ def _write(step: str, path: str, data: bytes) -> None:
         raise Step(step, error) from error
 
 
-def _text(value: "str | None") -> "bytes | None":
-    return value.encode() if value is not None else None
+def _mount(step: str, what: str, at: str, kind: str, flags: int, options: str) -> None:
+    _call(step, "mount", what.encode(), at.encode(), kind.encode(), flags, options.encode() or None)
+
+
+def _namespaces() -> None:
+    """A user and a mount namespace in which we are 0, and outside who we are."""
+    uid, gid = os.geteuid(), os.getegid()
+    _call("userns", "unshare", CLONE_NEWUSER | CLONE_NEWNS)
+    _write("userns", "/proc/self/setgroups", b"deny")
+    _write("userns", "/proc/self/uid_map", b"0 %d 1" % uid)
+    _write("userns", "/proc/self/gid_map", b"0 %d 1" % gid)
+
+
+def _die_with_parent() -> None:
+    _call("prctl", "prctl", PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+
+
+def _gather(work: "dict[str, Any]") -> None:
+    """The tmpfs with all that the sandbox shall have, at its own place and then at /tmp."""
+    place = work["place"]
+    _mount("mount", "none", "/", "none", MS_REC | MS_PRIVATE, "")
+    _mount("tmpfs", "tmpfs", place, "tmpfs", MS_NOSUID | MS_NODEV, "size=1m,mode=755")
+    for name in ("root", "binfmt"):
+        os.mkdir(f"{place}/{name}")
+    for name, path in work["binds"].items():
+        at = f"{place}/{name}"
+        os.makedirs(os.path.dirname(at), exist_ok=True)
+        if os.path.isdir(path):
+            os.makedirs(at, exist_ok=True)
+        else:
+            os.close(os.open(at, os.O_CREAT | os.O_WRONLY))
+        _mount(f"bind {name}", path, at, "none", MS_BIND | MS_REC, "")
+    if work["overlay"]:
+        os.chdir(work["overlay"]["in"])
+        options = "lowerdir=" + work["overlay"]["lower"]
+        _mount("overlay", "overlay", f"{place}/root", "overlay", MS_NOSUID | MS_NODEV | MS_RDONLY, options)
+    os.chdir("/")
+    _mount("mount", place, "/tmp", "none", MS_BIND | MS_REC, "")  # noqa: S108
+
+
+def _renounce() -> None:
+    """From root to nobody."""
+    os.setgroups([])
+    os.setresgid(NOBODY, NOBODY, NOBODY)
+    os.setresuid(NOBODY, NOBODY, NOBODY)
+    # Both are lost with the user: may we write our own maps, and do we die with our parent.
+    _call("prctl", "prctl", PR_SET_DUMPABLE, 1, 0, 0, 0)
+    _die_with_parent()
 
 
 def enter(work: "dict[str, Any]") -> None:
     """Become bubblewrap, or return after the mounts if there is no command."""
     # Before anything else: if Stagecraft dies, so do we, and with us the whole tree.
-    _call("prctl", "prctl", PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    _die_with_parent()
     if work["parent"] != os.getppid():
         os._exit(125)
     if work["cgroup"]:
         _write("cgroup", work["cgroup"] + "/cgroup.procs", b"0")
     if work["cpus"]:
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: work["cpus"]])
-    uid, gid = os.geteuid(), os.getegid()
-    _call("userns", "unshare", CLONE_NEWUSER | CLONE_NEWNS)
-    _write("userns", "/proc/self/setgroups", b"deny")
-    _write("userns", "/proc/self/uid_map", b"0 %d 1" % uid)
-    _write("userns", "/proc/self/gid_map", b"0 %d 1" % gid)
-    _call("mount", "mount", b"none", b"/", None, MS_REC | MS_PRIVATE, None)
-    for mount in work["mounts"]:
-        if mount["in"]:
-            os.chdir(mount["in"])
-        flags = MS_NOSUID | MS_NODEV | (MS_RDONLY if mount["type"] == "overlay" else 0)
-        _call(mount["type"], "mount", _text(mount["what"]), _text(mount["at"]), _text(mount["type"]), flags,
-              _text(mount["options"]))
+    if os.geteuid() == 0:
+        _call("mount namespace", "unshare", CLONE_NEWNS)
+        _gather(work)
+        _renounce()
+        _namespaces()
+    else:
+        _namespaces()
+        _gather(work)
     if work["binfmt"]:
-        _write("binfmt_misc", work["binfmt"]["at"] + "/register", work["binfmt"]["line"].encode())
-    os.chdir("/")
+        _mount("binfmt_misc", "binfmt_misc", "/tmp/binfmt", "binfmt_misc", MS_NOSUID | MS_NODEV, "")  # noqa: S108
+        if work["binfmt"]["line"]:
+            _write("binfmt_misc", "/tmp/binfmt/register", work["binfmt"]["line"].encode())  # noqa: S108
     if work["pids"]:
         # The last resort: who counts names the limit, and is asked four times a second. The kernel counts in this
-        # namespace only, since Linux 5.14; root of the host is not bound by it.
+        # namespace only, since Linux 5.14.
         resource.setrlimit(resource.RLIMIT_NPROC, (work["pids"] + 64, work["pids"] + 64))
     if work["terminal"]:
         os.setpgid(0, 0)

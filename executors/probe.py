@@ -36,15 +36,19 @@ class Abilities:
     binfmt: bool = False
 
 
-def launch(work: dict[str, Any], **options: Any) -> tuple[subprocess.Popen[bytes], socket.socket]:
-    """Start `namespace.py` with its work; what it has to say of a failure comes from the socket."""
+def launch(work: dict[str, Any], *fds: int, **options: Any) -> tuple[subprocess.Popen[bytes], socket.socket]:
+    """Start `namespace.py` with its work; what it has to say of a failure comes from the socket.
+
+    Args:
+        fds: descriptors that it shall have too.
+    """
     ours, theirs = socket.socketpair()
     try:
         process = subprocess.Popen(
-            [sys.executable, "-I", "-S", str(_LAUNCHER), str(theirs.fileno())], pass_fds=[theirs.fileno()],
-            **options)
-        ours.sendall(json.dumps({"parent": os.getpid(), "mounts": [], "binfmt": None, "cgroup": None, "cpus": None,
-                                 "pids": None, "terminal": False, "command": []} | work).encode() + b"\n")
+            [sys.executable, "-I", "-S", str(_LAUNCHER), str(theirs.fileno())],
+            pass_fds=[theirs.fileno(), *fds], **options)
+        ours.sendall(json.dumps({"parent": os.getpid(), "binds": {}, "overlay": None, "binfmt": None, "cgroup": None,
+                                 "cpus": None, "pids": None, "terminal": False, "command": []} | work).encode() + b"\n")
     except BaseException:
         ours.close()
         raise
@@ -68,17 +72,16 @@ def abilities(directory: str) -> Abilities:
     if program is None:
         return Abilities("", "bubblewrap is not installed", "sudo apt-get install bubblewrap")
     with tempfile.TemporaryDirectory(prefix="probe-", dir=directory) as scratch:
-        failed = _try({"command": [program, "--unshare-all", "--unshare-user", "--ro-bind", "/", "/", "--dev", "/dev",
-                                   "--proc", "/proc", "true"]})
+        for name in ("0", "1", "at"):
+            Path(scratch, name).mkdir()
+        place = {"place": f"{scratch}/at"}
+        failed = _try({**place, "command": [program, "--unshare-all", "--unshare-user", "--ro-bind", "/", "/",
+                                            "--dev", "/dev", "--proc", "/proc", "true"]})
         if failed is not None:
             missing, cure = namespaces(failed)
             return Abilities(program, missing, cure)
-        for name in ("0", "1", "at"):
-            Path(scratch, name).mkdir()
-        place = {"at": f"{scratch}/at", "in": scratch}
-        overlay = {"what": "overlay", "type": "overlay", "options": "lowerdir=0:1", **place}
-        binfmt = {"what": "binfmt_misc", "type": "binfmt_misc", "options": None, **place}
-        return Abilities(program, "", "", _try({"mounts": [overlay]}) is None, _try({"mounts": [binfmt]}) is None)
+        return Abilities(program, "", "", _try({**place, "overlay": {"in": scratch, "lower": "0:1"}}) is None,
+                         _try({**place, "binfmt": {"line": ""}}) is None)
 
 
 def _try(work: dict[str, Any]) -> str | None:

@@ -7,14 +7,16 @@ docs/executors.md. It writes into `scratch` only, and unpacks layers into the st
 from __future__ import annotations
 
 import contextlib
+import json
 import os
+import select
 import selectors
 import signal
 import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,9 @@ from executors.emulator import Emulator
 from executors.process import HOSTNAME, USER, Limits, Outcome, Process, collect, reason_of
 
 _TICK = 0.1
+_PATIENCE = 20  # seconds that a killed tree may take to go
 _LINE = 64 << 10  # a longer line is cut into several
+NOBODY = 65534  # as in namespace.py
 _INSIDE = "/inputs/emulator"
 
 
@@ -64,9 +68,17 @@ class Sandbox:
                 how.append(f"{process.limits.cpus} CPUs by affinity")
             work = prepared.work | {"cgroup": holder.path, "cpus": process.limits.cpus, "pids": process.limits.pids}
             started = time.monotonic()
-            running, answers = probe.launch(work, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                                            stderr=subprocess.STDOUT, start_new_session=True)
-            watch = _Watch(running, answers, holder, process.limits, log, check)
+            told, teller = os.pipe()
+            try:
+                work["command"][1:1] = ["--info-fd", str(teller)]
+                running, answers = probe.launch(work, teller, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                                                stderr=subprocess.STDOUT, start_new_session=True)
+            except BaseException:
+                os.close(told)
+                raise
+            finally:
+                os.close(teller)
+            watch = _Watch(running, answers, told, holder, process.limits, log, check)
             try:
                 status, stopped = watch.wait()
             finally:
@@ -85,7 +97,7 @@ class Sandbox:
             finally:
                 running.kill()
                 running.wait()
-                if os.isatty(0):  # it is ours again; the system call stops a background process that does not block this
+                if os.isatty(0):  # it is ours again; a process in the background must block this signal to say so
                     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTTOU])
                     os.tcsetpgrp(0, os.getpgrp())
             if failure is not None:
@@ -96,33 +108,37 @@ class Sandbox:
     def _prepared(self, process: Process, scratch: Path, log: Callable[[str], None], check: Callable[[], None], *,
                   interactive: bool = False) -> Iterator[_Prepared]:
         able = self.abilities()
-        for name in ("work", "tmp/home", "root", "binfmt", "lower"):
+        for name in ("work", "tmp/home", "place", "lower"):
             (scratch / name).mkdir(parents=True, exist_ok=True)
+        if os.geteuid() == 0:
+            _give_away(scratch / "work", scratch / "tmp")
         how: list[str] = []
-        mounts, root = self._root(process, scratch, able, how, log, check)
+        work, parts = self._root(process, scratch, able, how, log, check)
+        binds = work["binds"] | {"work": str(scratch / "work"), "tmp": str(scratch / "tmp")}
         inputs, command = dict(process.inputs), list(process.command)
-        binfmt, registration = None, ""
+        registration = ""
         with contextlib.ExitStack() as stack:
             if process.machine != os.uname().machine:
                 registration = self._registration(process, able)
                 assert self.emulator is not None  # noqa: S101 - _registration has seen it
                 how.append(_REGISTERED[registration].format(self.emulator.version))
                 if registration == "own":
-                    mounts.append({"what": "binfmt_misc", "at": str(scratch / "binfmt"), "type": "binfmt_misc",
-                                   "options": None, "in": None})
-                    binfmt = {"at": str(scratch / "binfmt"), "line": emulation.line("stagecraft", self.emulator)}
+                    binds["emulator"] = str(self.emulator.path)
+                    inside = replace(self.emulator, path=Path("/tmp/emulator"))  # noqa: S108
+                    work["binfmt"] = {"line": emulation.line("stagecraft", inside)}
                 elif registration == "host":
                     stack.enter_context(emulation.registered(self.emulator))
                 else:
                     inputs["emulator"] = self.emulator.path
-                    command = [_INSIDE, "-0", command[0], _program(root, process, scratch), *command[1:]]
-            wrapped = _bubblewrap(able.bubblewrap, root, scratch, inputs, process, command, interactive)
-            work = {"mounts": mounts, "binfmt": binfmt, "command": wrapped}
+                    command = [_INSIDE, "-0", command[0], _program(parts, process), *command[1:]]
+            binds |= {f"inputs/{name}": str(path) for name, path in inputs.items()}
+            wrapped = _bubblewrap(able.bubblewrap, sorted(inputs), process, command, interactive)
+            work |= {"place": str(scratch / "place"), "binds": binds, "command": wrapped}
             yield _Prepared(work, tuple(how), registration != "none")
 
     def _root(self, process: Process, scratch: Path, able: probe.Abilities, how: list[str],
-              log: Callable[[str], None], check: Callable[[], None]) -> tuple[list[dict[str, Any]], str]:
-        """The mounts that join the layers, and the directory that is the root then."""
+              log: Callable[[str], None], check: Callable[[], None]) -> tuple[dict[str, Any], list[trees.Tree]]:
+        """What joins the layers, and their trees."""
         parts = [trees.places(self.store)]
         parts += [trees.layer(self.store, digest, log, check) for digest in process.layers]
         if self.overlay and able.overlay and not any(tree.hides for tree in parts):
@@ -133,10 +149,10 @@ class Sandbox:
                 link.symlink_to(tree.root)
             names = ":".join(str(number) for number in reversed(range(len(parts))))
             how.append("root joined by an overlay")
-            return [{"what": "overlay", "at": str(scratch / "root"), "type": "overlay",
-                     "options": f"lowerdir={names}", "in": str(scratch / "lower")}], str(scratch / "root")
+            return {"binds": {}, "overlay": {"in": str(scratch / "lower"), "lower": names}}, parts
         how.append("root merged into one tree")
-        return [], str(trees.merged(self.store, parts, process.layers, log, check).root)
+        tree = trees.merged(self.store, parts, process.layers, log, check)
+        return {"binds": {"root": str(tree.root)}}, [tree]
 
     def _registration(self, process: Process, able: probe.Abilities) -> str:
         if self.emulator is None or self.emulator.machine != process.machine:
@@ -160,15 +176,23 @@ class _Prepared:
     whole: bool
 
 
-def _bubblewrap(program: str, root: str, scratch: Path, inputs: dict[str, Path], process: Process,
-                command: Sequence[str], interactive: bool) -> list[str]:
-    """The command line. What is not on it the command does not have."""
+def _give_away(*directories: Path) -> None:
+    """To the user that root becomes in the sandbox."""
+    for directory in directories:
+        for top, below, files in os.walk(directory):
+            for name in (".", *below, *files):
+                os.chown(f"{top}/{name}", NOBODY, NOBODY, follow_symlinks=False)
+
+
+def _bubblewrap(program: str, inputs: Sequence[str], process: Process, command: Sequence[str],
+                interactive: bool) -> list[str]:
+    """The command line; what is not on it the command does not have. Sources are where `namespace.py` gathers them."""
     line = [program, "--unshare-user", "--uid", str(USER), "--gid", str(USER), "--unshare-ipc", "--unshare-pid",
             "--unshare-net", "--unshare-uts", "--unshare-cgroup-try", "--hostname", HOSTNAME, "--die-with-parent",
-            "--ro-bind", root, "/", "--proc", "/proc", "--dev", "/dev", "--bind", f"{scratch}/tmp", "/tmp",  # noqa: S108
-            "--bind", f"{scratch}/work", "/work", "--tmpfs", "/inputs"]
-    for name, path in sorted(inputs.items()):
-        line += ["--ro-bind", str(path), f"/inputs/{name}"]
+            "--ro-bind", "/tmp/root", "/", "--proc", "/proc", "--dev", "/dev", "--bind", "/tmp/tmp", "/tmp",  # noqa: S108
+            "--bind", "/tmp/work", "/work", "--tmpfs", "/inputs"]  # noqa: S108
+    for name in inputs:
+        line += ["--ro-bind", f"/tmp/inputs/{name}", f"/inputs/{name}"]  # noqa: S108
     line += ["--remount-ro", "/inputs", "--chdir", "/work", "--clearenv"]
     for name, value in sorted(process.variables().items()):
         line += ["--setenv", name, value]
@@ -179,30 +203,29 @@ def _bubblewrap(program: str, root: str, scratch: Path, inputs: dict[str, Path],
     return [*line, "--", *command]
 
 
-def _program(root: str, process: Process, scratch: Path) -> str:
+def _program(parts: Sequence[trees.Tree], process: Process) -> str:
     """The path in the root of the program that a command names: the emulator searches no PATH."""
     name = process.command[0]
     if "/" in name:
         return name
-    places = [Path(root)] if not (scratch / "lower" / "0").exists() else \
-        sorted((scratch / "lower").iterdir(), key=lambda path: -int(path.name))
     for directory in process.variables()["PATH"].split(":"):
-        for place in places:
-            if os.path.lexists(f"{place}/{directory}/{name}"):
-                return f"{directory}/{name}"
+        if any(os.path.lexists(f"{tree.root}/{directory}/{name}") for tree in parts):
+            return f"{directory}/{name}"
     return name
 
 
 class _Watch:
     """A run, until it ends or is ended."""
 
-    def __init__(self, running: subprocess.Popen[bytes], answers: socket.socket,
+    def __init__(self, running: subprocess.Popen[bytes], answers: socket.socket, told: int,
                  holder: limits.Counted | limits.Cgroup, bounds: Limits, log: Callable[[str], None],
                  check: Callable[[], None]) -> None:
         self._running, self._answers, self._holder, self._bounds = running, answers, holder, bounds
         self._log, self._check = log, check
         self._rest = b""
         self.last = ""
+        self._told, self._first = told, -1
+        os.set_blocking(told, False)
 
     def wait(self) -> tuple[int, str]:
         """Exit status, and why it was ended if it was."""
@@ -218,6 +241,7 @@ class _Watch:
                     open_ = self._read()
                 elif not open_:
                     time.sleep(_TICK / 10)
+                self._note_first()
                 if self._running.poll() is not None:
                     break
                 self._check()
@@ -239,9 +263,15 @@ class _Watch:
         return status, stopped
 
     def end(self) -> None:
-        """Kill what is left, whatever happened."""
+        """Kill what is left, whatever happened, and wait until it is gone."""
+        self._note_first()
         self._kill()
         self._running.wait()
+        if self._first >= 0:
+            # The first process of a pid namespace is gone only after all others there are.
+            select.select([self._first], [], [], _PATIENCE)
+            os.close(self._first)
+        os.close(self._told)
         self._answers.close()
         if self._running.stdout is not None:
             self._running.stdout.close()
@@ -251,6 +281,13 @@ class _Watch:
         self._holder.kill()
         if self._running.poll() is None:
             self._running.kill()
+
+    def _note_first(self) -> None:
+        """Hold on to the first process of the namespace, once bubblewrap has told which one it is."""
+        if self._first < 0:
+            with contextlib.suppress(BlockingIOError, ValueError, KeyError, ProcessLookupError):
+                data = os.read(self._told, 1 << 16)
+                self._first = os.pidfd_open(int(json.loads(data)["child-pid"]))
 
     def _read(self) -> bool:
         assert self._running.stdout is not None  # noqa: S101 - as above
