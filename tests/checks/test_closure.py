@@ -406,7 +406,8 @@ def test_libraries_of_a_base_image(image: Gates, compiler: Compiler) -> None:
     lower: list[Member] = [("lib", "usr/lib"), ("etc/ld.so.conf", b"/opt/lib\n"),
                            ("opt/lib/libcudart.so.12", b"not yet"),
                            ("opt/lib/libgone.so.1", compiler.library("libgone.so.1"))]
-    upper: list[Member] = [(f"lib/{MACHINE}-linux-gnu/libc.so.6", libc), ("usr/bin/python3.11", python), ("opt/lib/.wh.libgone.so.1", b""),
+    upper: list[Member] = [(f"lib/{MACHINE}-linux-gnu/libc.so.6", libc), ("usr/bin/python3.11", python),
+                           ("opt/lib/.wh.libgone.so.1", b""),
                            ("opt/lib/libcudart.so.12", compiler.library("libcudart.so.12"))]
     on_base(image, (lower, "gzip"), (upper, "zstd"))
     for check in ALL:
