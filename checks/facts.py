@@ -60,6 +60,42 @@ def extensions(target: Data, lock: Data) -> dict[str, Any]:
     }
 
 
+def device_code(target: Data, lock: Data) -> dict[str, Any]:
+    """`rows`: extensions that must have code for the device; `others`: those that need not, with why."""
+    found, version = device(target), _vllm(lock)
+    capability, release_ = found["capability"], _releases(EXTENSIONS, version)
+    rows, others = [], list((release_ or {}).get("others", ()))
+    for row in (release_ or {}).get("extensions", ()):
+        if capability in row.get("unserved", ()):
+            others.append({"file": row["file"], "why": row["unserved_why"]})
+        elif capability not in row.get("capabilities", [capability]):
+            others.append({"file": row["file"], "why": f"{row['why']}: not for this device"})
+        else:
+            rows.append({"file": row["file"], "host": row.get("host", False), "native": row.get("native", False)})
+    baseline = baseline_of(version)
+    return {
+        **found, "site": lock["python"]["site"], "version": version, "known": release_ is not None, "rows": rows,
+        "others": [{"file": row["file"], "why": row["why"]} for row in others],
+        "policy": target.get("device_code", {}).get("policy", "loadable"),
+        "without_code": _digest(baseline) if baseline.exists() else "",
+    }
+
+
+def baseline_of(version: str) -> Path:
+    """The table of kernels that a vLLM has no code of for a device (checks/baseline.py), if there is one."""
+    return _ROOT / "vllm" / "kernels-without-code" / f"{version.partition('+')[0]}.yaml"
+
+
+def ptx_floor(target: Data, lock: Data) -> dict[str, Any]:
+    table = _table("checks/data/ptx-isa.yaml")["versions"]
+    return {
+        **device(target), "cuda": str(target["device"].get("cuda", "none")),
+        "floor": str(target["device"].get("driver_floor", "none")), "site": lock["python"]["site"],
+        "rows": [row["file"] for row in device_code(target, lock)["rows"]],
+        "drivers": [{"isa": row["isa"], "cuda": row["cuda"], "driver": row.get("driver", "")} for row in table],
+    }
+
+
 def triton_stub(target: Data, lock: Data) -> dict[str, Any]:
     version = next((file["version"] for file in lock["files"] if file["name"] == "nvidia-pytriton"), "")
     row = _releases("triton/pytriton-layout.yaml", version)
@@ -141,6 +177,29 @@ def image(target: Data, lock: Data) -> dict[str, Any]:
                     "shapes": [_without_source(row) for row in secrets["shapes"]],
                     "files": [_without_source(row) for row in secrets["files"]]},
         "variables": [_without_source(row) for row in _table("checks/data/environment.yaml")["variables"]],
+    }
+
+
+def cpu_isa(target: Data, lock: Data) -> dict[str, Any]:
+    """What the target's CPU has, and which files run without asking it; of both what concerns its machine."""
+    table, wanted = _table("checks/data/cpu.yaml"), machine(target)
+    described = target.get("cpu", {})
+    levels: dict[str, list[str]] = {}
+    for row in table["levels"]:
+        levels[row["name"]] = sorted({*levels.get(row.get("above", ""), ()), *row["features"]})
+    implies: dict[str, list[str]] = {}
+    for row in table["extensions"]:
+        implies[row["name"]] = sorted({row["name"]}.union(
+            *(levels.get(name) or implies.get(name, [name]) for name in row["implies"])))
+    baseline = described.get("baseline", table["default"].get(wanted, ""))
+    features = set(levels.get(baseline, ())).union(
+        *(implies.get(name, [name]) for name in described.get("features", ())))
+    of_machine = {row["name"] for row in table["levels"] if row["machine"] == wanted}
+    return {
+        "machine": wanted, "site": lock["python"]["site"], "features": sorted(features),
+        "baseline": " with ".join([baseline, *described.get("features", ())]),
+        "levels": {name: found for name, found in levels.items() if name in of_machine}, "implies": implies,
+        "modules": [_without_source(row) for row in table["modules"]], "tested": table["tested"],
     }
 
 

@@ -72,6 +72,8 @@ CHECKS: tuple[Check, ...] = (
     Check("advisories", 1, "no part has a known security hole, nor a fault that this device meets",
           (*WHEEL_STAGES, "triton"), (*_of("packages"), ("triton", "packages")), facts.advisories,
           "checks.advisories:run"),
+    Check("cpu-isa", 1, "no code needs a CPU that the target does not promise", WHEEL_STAGES,
+          _of("index"), facts.cpu_isa, "checks.cpu_isa:run"),
     Check("image", 1, "the image says what it holds, holds no secrets, and asks for no newer driver", ("image",),
           (("image", "config"), ("image", "manifest"), *_ALL_FILES, *_of("packages"), ("triton", "packages")),
           facts.image, "checks.image:run"),

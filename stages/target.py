@@ -37,6 +37,15 @@ _DEBIAN = Fields(
               "updates": False},
 )
 
+#: What a target may promise of its CPU; what each means is in checks/data/cpu.yaml.
+CPU_LEVELS = {
+    "linux/amd64": ("x86-64-v1", "x86-64-v2", "x86-64-v3", "x86-64-v4"),
+    "linux/arm64": ("armv8-a", "armv8.1-a", "armv8.2-a", "armv8.4-a", "armv8.6-a", "armv9-a", "armv9.2-a"),
+}
+CPU_FEATURES = ("amx", "avx", "avx2", "avx512", "avx512_bf16", "avx512_fp16", "avx512_vnni", "avx_vnni", "bf16", "bmi1",
+                "bmi2", "cx16", "dotprod", "f16c", "fma", "fp16", "i8mm", "lse", "movbe", "popcnt", "sse3", "sse4.1",
+                "sse4.2", "ssse3", "sve")
+
 SCHEMA = Fields(
     {
         "format": Text(choices=(FORMAT,)),
@@ -56,6 +65,8 @@ SCHEMA = Fields(
             },
             required=("name", "compute_capability", "arch_list", "cuda", "driver_floor", "memory"),
         ),
+        "cpu": Fields({"baseline": Text(choices=CPU_LEVELS["linux/amd64"] + CPU_LEVELS["linux/arm64"]),
+                       "features": ListOf(Text(choices=CPU_FEATURES))}, required=("baseline",)),
         "base": Fields(
             {"debian": _DEBIAN, "image": Text(r"[\w.:/-]+(@sha256:[0-9a-f]{64})?", "an image reference")},
             one_of=("debian", "image"),
@@ -225,6 +236,10 @@ def _consistent(data: Mapping[str, Any], document: Document) -> None:
         if "none" in (device["cuda"], device["driver_floor"]):
             raise InputError("a device with a compute capability needs cuda and driver_floor",
                              where=document.place(("device",)))
+    baseline = data.get("cpu", {}).get("baseline")
+    if baseline is not None and baseline not in CPU_LEVELS[data["platform"]]:
+        raise InputError(f"{baseline} is no CPU of {data['platform']}", where=document.place(("cpu", "baseline")),
+                         expected=" or ".join(CPU_LEVELS[data["platform"]]))
     if "vllm" in data and "torch" not in data:
         raise InputError("vllm needs torch", where=document.place(("vllm",)), cure="add a torch section")
 

@@ -153,3 +153,24 @@ def test_schema_in_the_docs_is_the_one_that_is_checked_and_takes_the_shipped_tar
         jsonschema.validate(yaml.safe_load((HERE / "targets" / f"{name}.yaml").read_text()), schema)
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate({"devise": {}}, schema)
+
+
+def test_cpu_is_one_of_the_platform(tmp_path: Path) -> None:
+    write_target(tmp_path, text=TARGET + "cpu: {baseline: x86-64-v3, features: [avx512_bf16]}\n")
+    assert target.load(tmp_path, "small").data["cpu"] == {"baseline": "x86-64-v3", "features": ["avx512_bf16"]}
+    for text, words in (("{baseline: armv9-a}", "is no CPU of linux/amd64"), ("{baseline: v3}", "cpu.baseline"),
+                        ("{features: [avx2]}", "lacks 'baseline'"),
+                        ("{baseline: x86-64-v3, features: [avx512_bf61]}", "avx512_bf16")):
+        write_target(tmp_path, text=TARGET + f"cpu: {text}\n")
+        with pytest.raises(InputError) as caught:
+            target.load(tmp_path, "small")
+        assert words in caught.value.diagnostics()
+
+
+def test_cpus_of_a_target_are_those_that_the_check_knows() -> None:
+    table = yaml.safe_load((HERE / "checks/data/cpu.yaml").read_text(encoding="utf-8"))
+    machines = {"linux/amd64": "x86_64", "linux/arm64": "aarch64"}
+    assert {platform: [row["name"] for row in table["levels"] if row["machine"] == machine]
+            for platform, machine in machines.items()} == {name: list(of) for name, of in target.CPU_LEVELS.items()}
+    known = {name for row in table["levels"] for name in row["features"]} | {row["name"] for row in table["extensions"]}
+    assert known == set(target.CPU_FEATURES)
