@@ -190,6 +190,23 @@ def test_the_error_names_the_pin_and_where_it_stands(place: Place) -> None:
     assert "./doit lock:thor --upgrade click" in cure
 
 
+def test_what_follows_from_another_pin_is_not_named(place: Place) -> None:
+    place.torch()
+    place.vllm(requires=["torch==2.13.0"])
+    make_wheel(place.wheels, "torchvision", "0.28.0", tag=TAG, requires=["torch==2.13.0"])
+    found = place.judge()
+    assert {"vllm: torch==2.13.0", "torchvision: torch==2.13.0"} == set(blocking(found))
+    error = found.error("does not pass")
+    assert error is not None
+    assert "torch 2.99.0 -> 2.13.0" in str(error.cure)
+    assert "torchvision" not in str(error.cure)
+    make_wheel(place.wheels, "vllm", "0.32.0", tag="cp38-abi3-manylinux_2_28_aarch64", requires=["torch"], files={
+        path: place.library("lib.so") for path in CORE})
+    error = place.judge().error("does not pass")
+    assert error is not None
+    assert "move torchvision 0.28.0 -> the one for torch 2.99.0" in str(error.cure)
+
+
 def test_an_index_that_is_away_is_no_verdict(place: Place) -> None:
     place.torch()
     lock = place.lock()
