@@ -34,8 +34,8 @@ def pairs(installed: Mapping[str, Package], rows: Iterable[Mapping[str, str]]) -
                 "warning", subject, f"{row['package']} {one['version']} does not say which {row['needs']} it was "
                 f"compiled against; with another one: {row['error']}", one.get("file", ""),
                 f"take a {row['package']} whose metadata pins {row['needs']}"))
-        local = [_version(package).local if _version(package) else None for package in (one, other)]
-        if all(local) and local[0] != local[1]:
+        local = [version.local for package in (one, other) if (version := _version(package)) and version.local]
+        if len(set(local)) == 2:
             found.append(Finding(
                 "error", subject, f"{row['package']} {one['version']} beside {row['needs']} {other['version']}: two "
                 f"builds; on the device: {row['variant']}", one.get("file", ""),
