@@ -11,7 +11,6 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from fnmatch import fnmatchcase
 from typing import Any
 
 from packaging.version import InvalidVersion, Version
@@ -162,9 +161,9 @@ def _visible(environment: Mapping[str, str]) -> list[Finding]:
 def _settings(readers: Mapping[str, LayerReader], rules: Mapping[str, Any]) -> list[Finding]:
     """Tokens in small files of settings of own layers."""
     found = []
+    matches = secrets.any_of(rules["read"])
     for reader in readers.values():
         for path, entry in reader.entries.items():
-            if entry["type"] == "file" and entry["size"] < 1 << 16 and any(
-                    fnmatchcase(path, pattern) for pattern in rules["read"]):
+            if entry["type"] == "file" and entry["size"] < 1 << 16 and matches(path):
                 found += secrets.content(path, reader.read(path).decode("utf-8", "replace"), rules)
     return found

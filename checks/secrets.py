@@ -7,8 +7,8 @@ variable and has no known shape is not found.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from fnmatch import fnmatchcase
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from fnmatch import translate
 from typing import Any
 
 from checks.verdict import Finding
@@ -47,8 +47,14 @@ def configuration(config: Mapping[str, Any], rules: Rules) -> list[Finding]:
 
 def files(paths: Iterable[str], rules: Rules) -> list[Finding]:
     """Files that hold secrets by what they are called. Subject: `secret: /<path>`."""
+    matches = any_of(row["match"] for row in rules["files"])
     return [Finding("error", f"secret: /{path}", "a file that holds credentials", f"/{path}", _CURE)
-            for path in sorted(paths) for row in rules["files"] if fnmatchcase(path, row["match"])]
+            for path in sorted(paths) if matches(path)]
+
+
+def any_of(globs: Iterable[str]) -> Callable[[str], object]:
+    """What tells whether a path is one of these globs, for very many paths."""
+    return re.compile("|".join(map(translate, globs))).match
 
 
 def content(path: str, text: str, rules: Rules) -> list[Finding]:
