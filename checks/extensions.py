@@ -1,16 +1,22 @@
 """Gate `extensions`: the compiled parts that this vLLM has are in the layer, whole and for the target's machine.
 
 Which ones is data: `vllm/extensions.yaml`, by version and device. vLLM imports most of them with errors suppressed,
-so a missing one shows on the device as a slow or failing kernel, not at start. It proves that the files are there and
-are ELF for the machine, not that they load or hold code for the GPU.
+so a missing one shows on the device as a slow or failing kernel, not at start. Each must be a module that the image's
+Python imports under its own name. It proves that the files are there and are ELF for the machine, not that they load or
+hold code for the GPU.
 """
 
 from __future__ import annotations
 
+import re
+
 from cache.layer import LayerReader
 from checks.elf import DamagedElfError, read_elf
 from checks.packages import packages
+from checks.symbols import library
 from checks.verdict import CheckInputs, Finding
+
+_TAG = re.compile(r"cpython-(\d)(\d+)")
 
 
 def run(inputs: CheckInputs) -> list[Finding]:
@@ -36,8 +42,29 @@ def run(inputs: CheckInputs) -> list[Finding]:
         required = {f"{site}/{row['file']}" for row in facts["rows"]}
         for path, entry in layer.entries.items():
             if entry["type"] == "file" and (path.endswith(".so") or ".so." in path or path in required):
-                found += _judge(layer, path, path.removeprefix(f"{site}/"), machine)
+                bad = _judge(layer, path, path.removeprefix(f"{site}/"), machine)
+                found += bad or (_module(inputs, layer, path) if path in required else [])
     return found
+
+
+def _module(inputs: CheckInputs, layer: LayerReader, path: str) -> list[Finding]:
+    """What keeps a library from being imported as the module that its file is named for."""
+    subject, python = path.removeprefix(f"{inputs.facts['site']}/"), inputs.facts["python"]
+    name, *tags = path.rpartition("/")[2].removesuffix(".so").split(".")
+    for tag in tags:
+        built = _TAG.match(tag)
+        if built is not None and f"{built[1]}.{built[2]}" != python:
+            return [Finding("error", subject, f"built for Python {built[1]}.{built[2]}, the image has {python}: "
+                            f"\"No module named '{name}'\"", f"/{path}",
+                            f"take a wheel for Python {python}, or an abi3 one")]
+    found = f"not a Python module: \"dynamic module does not define module export function (PyInit_{name})\""
+    try:
+        digest = str(layer.entries[path]["digest"])
+        if f"PyInit_{name}" in library(inputs.store, digest, lambda: layer.open(path)).exports:
+            return []
+    except DamagedElfError as error:
+        found = f"a damaged ELF file: {error}"
+    return [Finding("error", subject, found, f"/{path}", "take a build that is whole")]
 
 
 def _judge(layer: LayerReader, path: str, subject: str, machine: str) -> list[Finding]:

@@ -19,6 +19,7 @@ _ROOT = Path(__file__).resolve().parent.parent
 Data = Mapping[str, Any]
 
 LIBRARIES = "checks/data/libraries.yaml"
+EXTENSIONS = "vllm/extensions.yaml"
 
 #: What the layer of the Triton server calls it among its packages.
 SERVER = "triton-inference-server"
@@ -51,10 +52,11 @@ def python(target: Data, lock: Data) -> dict[str, Any]:
 def extensions(target: Data, lock: Data) -> dict[str, Any]:
     """Only the rows for this version and device: a row added for another one leaves the verdict alone."""
     capability = str(target["device"].get("compute_capability", ""))
-    version = next((wheel["version"] for wheel in lock["wheels"] if wheel["name"] == "vllm"), "")
-    rows = _releases("vllm/extensions.yaml", version)
+    version = _vllm(lock)
+    rows = _releases(EXTENSIONS, version)
     return {
-        "machine": machine(target), "site": lock["python"]["site"], "version": version, "known": rows is not None,
+        "machine": machine(target), "site": lock["python"]["site"], "python": lock["python"]["version"],
+        "version": version, "known": rows is not None,
         "rows": [{"file": row["file"], "why": row["why"]} for row in (rows or {}).get("extensions", ())
                  if capability in row.get("capabilities", [capability])],
     }
@@ -237,6 +239,11 @@ def environment(target: Data, lock: Data) -> dict[str, str]:
                         for name, text in target["image"]["environment"].items()}}
 
 
+def _vllm(lock: Data) -> str:
+    """The version of the locked vLLM; empty without one."""
+    return next((str(wheel["version"]) for wheel in lock["wheels"] if wheel["name"] == "vllm"), "")
+
+
 def _without_source(row: Data) -> dict[str, Any]:
     """A row as far as it is judged by: where a fact is from changes no verdict."""
     return {key: value for key, value in row.items() if key != "source"}
@@ -253,7 +260,8 @@ def device(target: Data) -> dict[str, Any]:
     capability, cuda = (str(described.get(key, "none")) for key in ("compute_capability", "cuda"))
     return {
         "capability": "" if capability == "none" else capability, "isa": ptx_isa(cuda),
-        "tegra": [row["capability"] for row in table["tegra"]], "families": [row["members"] for row in table["families"]],
+        "tegra": [row["capability"] for row in table["tegra"]],
+        "families": [row["members"] for row in table["families"]],
     }
 
 

@@ -24,9 +24,14 @@ def gates(tmp_path: Path) -> Gates:
     return Gates(Store.open(tmp_path / "store"))
 
 
+def module(file: str, machine: str = "aarch64") -> bytes:
+    """A library that Python imports under its file's name."""
+    return make_elf(machine, exports=["PyInit_" + file.rpartition("/")[2].partition(".")[0]])
+
+
 def vllm(directory: Path, names: list[str], *, version: str = "0.32.0", data: bytes | None = None,
          odd: dict[str, bytes] | None = None) -> Path:
-    files = {f"vllm/{name}": make_elf() if data is None else data for name in names}
+    files = {f"vllm/{name}": module(name) if data is None else data for name in names}
     return make_wheel(directory, "vllm", version, tag="cp38-abi3-manylinux_2_28_aarch64",
                       files={**files, **{f"vllm/{name}": content for name, content in (odd or {}).items()}})
 
@@ -61,6 +66,16 @@ def test_another_version_has_another_list(gates: Gates, tmp_path: Path) -> None:
     assert set(gates.errors("extensions")) == {"vllm/_C.abi3.so", "vllm/_moe_C.abi3.so"}
 
 
+@pytest.mark.parametrize(("version", "more"), [
+    ("0.19.1", {"_C.abi3.so", "_moe_C.abi3.so", "_C_stable_libtorch.abi3.so"}),
+    ("0.26.0", {"_C_stable_libtorch.abi3.so", "_moe_C_stable_libtorch.abi3.so", "spinloop.abi3.so",
+                "fs_io_C.abi3.so"})])
+def test_what_the_published_wheels_have(gates: Gates, tmp_path: Path, version: str, more: set[str]) -> None:
+    gates.layer("vllm", make_wheel(tmp_path, "vllm", version, files={"vllm/__init__.py": b""}))
+    assert set(gates.errors("extensions")) == {f"vllm/{name}" for name in {
+        *more, "cumem_allocator.abi3.so", "vllm_flash_attn/_vllm_fa2_C.abi3.so"}}
+
+
 def test_a_version_that_is_not_known(gates: Gates, tmp_path: Path) -> None:
     gates.layer("vllm", vllm(tmp_path, FOR_ALL, version="0.25.0"))
     assert gates.errors("extensions") == {"vllm": "which extensions vLLM 0.25.0 must have is not known"}
@@ -71,6 +86,24 @@ def test_extensions_of_another_machine(gates: Gates, tmp_path: Path) -> None:
     found = gates.errors("extensions")
     assert set(found) == {f"vllm/{name}" for name in FOR_ALL}
     assert set(found.values()) == {"compiled for x86_64, the target is aarch64"}
+
+
+def test_a_library_that_is_no_module(gates: Gates, tmp_path: Path) -> None:
+    """The file of one extension under the name of another."""
+    gates.layer("vllm", vllm(tmp_path, FOR_ALL, odd={"fs_io_C.abi3.so": module("spinloop.abi3.so")}))
+    found = gates.errors("extensions")
+    assert list(found) == ["vllm/fs_io_C.abi3.so"]
+    assert "dynamic module does not define module export function (PyInit_fs_io_C)" in found["vllm/fs_io_C.abi3.so"]
+
+
+def test_an_extension_for_another_python(gates: Gates, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ["a.cpython-311-aarch64-linux-gnu.so", "b.cpython-312-aarch64-linux-gnu.so", "c.so"]
+    rows = [{"file": f"vllm/{name}", "why": "test"} for name in names]
+    monkeypatch.setattr(facts, "_releases", lambda table, version: {"extensions": rows})
+    gates.layer("vllm", vllm(tmp_path, names))
+    assert gates.errors("extensions") == {
+        "vllm/b.cpython-312-aarch64-linux-gnu.so":
+            "built for Python 3.12, the image has 3.11: \"No module named 'b'\""}
 
 
 @pytest.mark.parametrize(("content", "message"), [
