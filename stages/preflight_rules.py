@@ -17,7 +17,7 @@ from packaging.version import Version
 
 from checks import advisories, facts, torch_abi, torch_cuda, triton_stub, vllm_wheels, wheel_set
 from checks.cuda_set import toolkit
-from checks.loadability import Device, Way, best
+from checks.loadability import ANY_ISA, Device, Way, best
 from checks.verdict import Finding
 from checks.wheel_family import pairs, prereleases, same_version
 from lock.tags import rank, supported
@@ -79,11 +79,9 @@ class _Situation:
     def version(self, name: str) -> str:
         return self.wheels[name].locked.version if name in self.wheels else ""
 
-    def required(self, vllm: str, capability: str) -> set[str]:
-        """The extensions that a vLLM must have for a device; "none": those that it must have for any."""
-        target = {**self.target, "device": {**self.target["device"], "compute_capability": capability}}
-        lock = {**self.lock, "wheels": [{"name": "vllm", "version": vllm}]}
-        return {row["file"] for row in facts.extensions(target, lock)["rows"]}
+    def device_code(self, vllm: str) -> Mapping[str, Any]:
+        """What the check `device-code` goes by, for a vLLM."""
+        return facts.device_code(self.target, {**self.lock, "wheels": [{"name": "vllm", "version": vllm}]})
 
     def is_cpu(self) -> bool:
         """True if this torch is a CPU build."""
@@ -241,50 +239,53 @@ def _extensions(it: _Situation) -> Iterator[Foreseen]:
 
 
 def _device_code(it: _Situation) -> Iterator[Foreseen]:
-    """The required extensions have code for the device, as far as their wheel is known by its sha256."""
+    """The extensions that the device needs have code for it, as far as their wheel is known by its sha256."""
     if it.vllm is None or not it.cuda:
         return
-    wheel = vllm_wheels.known(it.machine).get(it.vllm.locked.sha256)
-    device = Device.of(facts.device(it.target))
-    capability, isa = device.capability, device.isa
-    if wheel is None or not isa:
+    wheel, given = vllm_wheels.known(it.machine).get(it.vllm.locked.sha256), it.device_code(it.version("vllm"))
+    device, anyone = Device.of(given), Device.of(given, ANY_ISA)
+    if wheel is None or not device.isa:
         unknown = f"vllm {it.version('vllm')}" if wheel is None else f"the PTX that a driver of CUDA {it.cuda} takes"
         yield Foreseen("device-code", Finding(
             "info", "vllm", f"{unknown} is not known here: device code is judged after the download",
             it.vllm.locked.file))
         return
-    everywhere = it.required(wheel.version, "none")
-    for path in sorted(it.required(wheel.version, capability)):
-        kernels = wheel.extensions[path].kernels if path in wheel.extensions else {}
-        how, where = best(kernels, device), f"{it.vllm.locked.file}: {path}"
-        if not kernels or how > Way.PTX:
+    moves = it.better_vllm(f"it has code for {device.capability}", lambda known: _serves(it, known))
+    for row in given["rows"]:
+        path, kernels = row["file"], wheel.extensions[row["file"]].kernels if row["file"] in wheel.extensions else {}
+        if row["host"] or not kernels:
             continue
-        said = f"({', '.join(sorted(kernels))})"
-        if how is Way.UNKNOWN:
+        where, said = f"{it.vllm.locked.file}: {path}", f"({', '.join(sorted(kernels))})"
+        how = best(kernels, anyone)
+        if how is Way.NONE:
             yield Foreseen("device-code", Finding(
-                "warning", path, f"it is not known whether its code loads on compute capability {capability} {said}",
-                where))
-            continue
-        if how is Way.PTX:
+                "error", path, f"has no code for compute capability {device.capability}: \"CUDA error: no kernel image "
+                f"is available for execution on the device\" {said}", where, _FOR_DEVICE), moves)
+        elif how is Way.UNKNOWN:
+            yield Foreseen("device-code", Finding(
+                "warning", path, f"it is not known whether its code loads on compute capability {device.capability} "
+                f"{said}", where))
+        elif how is Way.PTX and best(kernels, device) is Way.NEWER_PTX:
+            yield Foreseen("ptx-floor", Finding(
+                "error", path, f"has only PTX for this device, newer than ISA {device.isa} of its driver: \"the "
+                f"provided PTX was compiled with an unsupported toolchain\" {said}", where, _FOR_DEVICE), moves)
+        elif how is Way.PTX and row["native"] and given["policy"] == "native":
+            yield Foreseen("device-code", Finding(
+                "error", path, f"has PTX only: the target's policy is native, machine code for {device.capability} "
+                f"{said}", where, "build it for the device, or take device_code.policy out of the target"))
+        elif how is Way.PTX:
             yield Foreseen("device-code", Finding(
                 "info", path, f"has PTX only for this device: its driver compiles it at the first use {said}", where))
-            continue
-        word, error = ("no code", "no kernel image is available for execution on the device") if how is Way.NONE else (
-            f"only PTX that is newer than ISA {isa} of its driver",
-            "the provided PTX was compiled with an unsupported toolchain")
-        # What only some devices use is no reason to refuse the rest.
-        needed = path in everywhere
-        moves = it.better_vllm(f"it has code for {capability}", lambda known: _serves(it, known, device)) \
-            if needed else ()
-        yield Foreseen("device-code", Finding(
-            "error" if needed else "warning", path, f"has {word} for compute capability {capability}: "
-            f"\"CUDA error: {error}\" {said}", where, "take a vLLM that was built for this device"), moves)
 
 
-def _serves(it: _Situation, wheel: vllm_wheels.KnownWheel, device: Device) -> bool:
-    """True if all that this wheel must have on every device loads on this one."""
-    asked = [wheel.extensions[path].kernels for path in it.required(wheel.version, "none") if path in wheel.extensions]
-    return bool(asked) and all(best(kernels, device) >= Way.UNKNOWN for kernels in asked if kernels)
+_FOR_DEVICE = "take a vLLM that was built for this device"
+
+
+def _serves(it: _Situation, wheel: vllm_wheels.KnownWheel) -> bool:
+    """True if all of a wheel that the device needs loads on it."""
+    given = it.device_code(wheel.version)
+    asked = [wheel.extensions[row["file"]].kernels for row in given["rows"] if row["file"] in wheel.extensions]
+    return bool(asked) and all(best(kernels, Device.of(given)) >= Way.UNKNOWN for kernels in asked if kernels)
 
 
 def _advisories(it: _Situation) -> Iterator[Foreseen]:

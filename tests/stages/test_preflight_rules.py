@@ -201,15 +201,21 @@ def test_a_vllm_without_code_for_the_device() -> None:
 def test_ptx_that_is_newer_than_the_driver() -> None:
     """FlashAttention 2 is PTX of ISA 9.0 for every device without sm_80: a driver of CUDA 12.9 takes 8.8."""
     found = judged(vllm(), torch(), given=target(cuda="12.9"))
-    message = errors(found, "device-code")["vllm/vllm_flash_attn/_vllm_fa2_C.abi3.so"]
-    assert "only PTX that is newer than ISA 8.8 of its driver" in message
+    message = errors(found, "ptx-floor")["vllm/vllm_flash_attn/_vllm_fa2_C.abi3.so"]
+    assert "only PTX for this device, newer than ISA 8.8 of its driver" in message
     assert "unsupported toolchain" in message
 
 
-def test_what_only_some_devices_use_is_told() -> None:
+def test_what_can_hold_no_code_for_the_device_is_not_asked_for_it() -> None:
+    """QuTLASS of the published wheels is for sm_100f only, which the table of extensions says."""
     found = [one.finding for one in judged(vllm(), torch(), given=target("12.1")) if one.check == "device-code"]
-    assert ("warning", "vllm/_qutlass_C.abi3.so") in [(one.severity, one.subject) for one in found]
-    assert not [one for one in found if one.severity == "error"]
+    assert [(one.severity, one.subject) for one in found] == [("info", "vllm/vllm_flash_attn/_vllm_fa2_C.abi3.so")]
+
+
+def test_machine_code_where_the_target_wants_it() -> None:
+    given = target(device_code={"policy": "native"})
+    assert list(errors(judged(vllm(), torch(), given=given), "device-code")) == [
+        "vllm/vllm_flash_attn/_vllm_fa2_C.abi3.so"]
 
 
 def test_a_wheel_that_is_not_known_is_not_judged_by_its_device_code() -> None:
