@@ -1,8 +1,8 @@
 """Makes a shared library that exports names and does nothing: every function returns one number.
 
 For libraries that a device's driver brings and no image holds: with a stub in their place the dynamic loader can be
-asked whether all the rest fits. It has no sections, which linkers want and loaders do not read. Written byte by byte, so
-no compiler is needed. Layout: System V gABI chapters 4 and 5, one segment that holds everything, a SysV hash table.
+asked whether all the rest fits. It has no sections: linkers want them, loaders do not read them. Written byte by byte,
+so no compiler is needed. Layout: System V gABI chapters 4 and 5, one segment that holds everything, a SysV hash table.
 """
 
 from __future__ import annotations

@@ -7,11 +7,13 @@ from pathlib import Path
 
 from cache.errors import StoreError
 from cache.store import Store
+from stages.gates import checks_for
 from stages.graph import FileInput, Graph
 from stages.plan import evaluate
 from stages.project import Project
 
-#: Layer bytes per byte of package, measured on thor's 2026-11 lock (wheels 2.3, debs 4.4), rounded up.
+#: Layer bytes per byte of package, measured on thor's 2026-11 lock (wheels 2.3, debs 4.4), rounded up. A check that
+#: runs the image wants the layers unpacked too: as much again.
 GROWTH = {"wheel": 2.5, "deb": 5.0, "oci": 0.0}
 
 
@@ -26,13 +28,14 @@ def free(path: Path) -> int:
 def needed_by(graph: Graph, store: Store) -> int:
     """Bytes that building what is not cached will add: downloads, and layers."""
     total = 0.0
+    times = 2 if any(check.runs for check in checks_for(graph)) else 1
     missing: dict[str, int] = {}  # by digest: the layers of a base image are inputs of two stages
     for name, (_, record) in evaluate(graph, store).items():
         if record is not None:
             continue
         for item in graph.stage(name).inputs.values():
             if isinstance(item, FileInput):
-                total += item.locked.size * GROWTH[item.kind]
+                total += item.locked.size * GROWTH[item.kind] * times
                 if not store.has(item.locked.digest):
                     missing[item.locked.digest] = item.locked.size
     return int(total) + sum(missing.values())

@@ -80,9 +80,12 @@ def run(session: Session, target: str, check: Check, keep_failed: bool = False) 
         GateError: with every finding that no waiver covers.
     """
     session.busy = True
-    _, report = judged(session, target, check)
+    verdict, report = judged(session, target, check)
     _tell(session, check, report)
     if report.skipped:
+        for finding in verdict.findings:
+            cure = f" -> {finding.cure}" if finding.cure else ""
+            session.report.line(f"  {'warning':<7} {check.id:<11} {finding.message}{cure}")
         session.skipped.setdefault(target, {})[check.id] = report.skipped[0][1]
         session.report.event("gate", check.id, text="skipped, which is not passed")
         return

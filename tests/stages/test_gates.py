@@ -8,6 +8,7 @@ import pytest
 
 from cache.errors import GateError, InputError
 from checks.registry import check
+from checks.verdict import CheckInputs, Finding, SkippedError
 from stages import gates
 from stages.lockfile import Lock, LockedFile
 from stages.project import graph
@@ -77,3 +78,31 @@ def test_gate_that_fails_tells_of_a_misspelt_waiver_too(tmp_path: Path, monkeypa
     with pytest.raises(GateError, match="wheel-set"):
         gates.run(session, "small", check("wheel-set"))
     assert "the waiver of 'wants: missing>=1' covers nothing" in out.getvalue()
+
+
+def test_gate_that_cannot_be_judged_here_is_said_and_neither_passes_nor_stops(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def skip(inputs: CheckInputs) -> list[Finding]:
+        raise SkippedError("bubblewrap is not installed", "sudo apt-get install bubblewrap")
+
+    monkeypatch.setattr("checks.wheel_set.run", skip)
+    session, out = built_session(tmp_path, monkeypatch)
+    gates.run(session, "small", check("wheel-set"))
+    lines = out.getvalue().splitlines()
+    assert [line for line in lines if line.split()[:2] == ["warning", "wheel-set"] and "bubblewrap is not" in line]
+    assert "skipped, which is not passed" in lines[-1]
+    assert not gates.passed(session, "small", check("wheel-set"))
+    assert session.skipped == {"small": {"wheel-set": "bubblewrap is not installed"}}
+
+
+def test_plan_says_what_the_last_build_skipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    session, _ = built_session(tmp_path, monkeypatch)
+    project = session.project
+    project.store.set_root(project.root_name("small"), {"keys": [], "skipped": {"wheel-set": "no bubblewrap"}})
+    known = {"deps": session.records["small", "deps"]}
+    assert gates.plan_lines(project, "small", known)[0] == {
+        "check": "wheel-set", "state": "would run", "skipped": "no bubblewrap"}
+    with pytest.raises(GateError):
+        gates.run(session, "small", check("wheel-set"))
+    assert gates.plan_lines(project, "small", known)[0] == {"check": "wheel-set", "state": "failed"}

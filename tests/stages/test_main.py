@@ -97,11 +97,14 @@ def test_options_are_those_of_doit_and_of_the_tasks() -> None:
 
 def test_stage_or_gate_that_a_target_lacks_is_named() -> None:
     for line, expected in (("log:thor:bsae", "log:thor:base"), ("gate:thor", "gate:thor:torch-cuda"),
-                           ("gate:thor:torhc-cuda", "gate:thor:torch-cuda"), ("base-facts:thor", "attest")):
+                           ("gate:thor:torhc-cuda", "gate:thor:torch-cuda"), ("shell:thor:bsae", "shell:thor:base"),
+                           ("shell:thor:lod", "shell:thor:load"), ("rebuild:thor:bsae", "rebuild:thor:base"),
+                           ("base-facts:thor", "attest")):
         with pytest.raises(InputError) as caught:
             main.known([line], HERE)
         assert expected in str(caught.value.expected)
-    main.known(["log:thor:base", "gate:thor:torch-cuda", "base:thor"], HERE)
+    main.known(["log:thor:base", "gate:thor:torch-cuda", "base:thor", "shell:thor", "shell:thor:load"], HERE)
+    main.known(["build:thor", "--keep-failed", "--json", "gate:thor:load", "--keep-failed", "shell:thor:torch"], HERE)
 
 
 @pytest.mark.parametrize(("events", "found"), [("no/such/events", "no such directory"), (".", "a directory"),
