@@ -35,6 +35,7 @@ _NEEDED_PROPERTY = 0xC0008002
 _LEVELS = {1: "x86-64-v1", 2: "x86-64-v2", 4: "x86-64-v3", 8: "x86-64-v4"}
 _NOTE_GNU_PROPERTY = 5
 
+_MOST = 4096  # sections or segments: no library has so many, and a header can claim billions
 _EXECUTABLE = 4  # SHF_EXECINSTR
 _FUNCTION = 2  # STT_FUNC
 
@@ -135,6 +136,8 @@ def _functions(stream: BinaryIO) -> Iterator[tuple[str, bytes]]:
     """Name and code of the functions of a symbol table (the full one if it is there), the largest first."""
     try:
         file = ELFFile(stream)
+        if file.num_sections() > _MOST:
+            return
         table = file.get_section_by_name(".symtab") or file.get_section_by_name(".dynsym")
         if table is None or file.elfclass != 64:
             return
@@ -174,7 +177,10 @@ def _levels(file: str, stream: BinaryIO, facts: Mapping[str, Any]) -> list[Findi
 def needed_level(stream: BinaryIO) -> str:
     """The level that a file's `.note.gnu.property` says it needs; empty without one."""
     try:
-        for segment in ELFFile(stream).iter_segments():
+        file = ELFFile(stream)
+        if file.num_segments() > _MOST:
+            return ""
+        for segment in file.iter_segments():
             if segment["p_type"] in ("PT_NOTE", "PT_GNU_PROPERTY"):
                 stream.seek(segment["p_offset"])
                 bits = _isa_bits(stream.read(min(segment["p_filesz"], 1 << 16)))

@@ -3,8 +3,8 @@
     python tests/fuzz/elf_fuzz.py [--seconds 60] [--seed N] [--samples DIR]
 
 Each round takes a library that gcc made, one that this process has loaded, or one of DIR, changes it, and reads it with
-`read_elf`, `read_library` and `read_head`. What may come out is a result, `NoTablesError`, or `DamagedElfError` that is
-not because memory or the stack ran out; see `harness` for the limits.
+`read_elf`, `read_library`, `read_head`, `needed` and `needed_level`. What may come out is a result, `NoTablesError`, or
+`DamagedElfError` that is not because memory or the stack ran out; see `harness` for the limits.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from elftools.elf.dynamic import DynamicSegment
 from elftools.elf.elffile import ELFFile
 
+from checks.cpu_isa import needed, needed_level
 from checks.elf import DamagedElfError, read_elf
 from checks.elf_head import NoTablesError, read_head
 from checks.symbols import pack, read_library
@@ -58,6 +59,8 @@ def read(data: bytes, _: random.Random) -> str:
                 assert len(pack(found)) < 64 * len(data) + 4096
     with contextlib.suppress(NoTablesError):
         read_head(data[:65536])
+    needed_level(io.BytesIO(data))
+    needed(io.BytesIO(data), "x86_64", [])
     return outcome
 
 
