@@ -54,8 +54,13 @@ def run(inputs: CheckInputs) -> list[Finding]:
     scratch = Path(tempfile.mkdtemp(prefix="load-", dir=inputs.store.directory("tmp")))
     try:
         process = process_of(inputs, scratch, steps)
-        found = _judge(steps, lambda rest: _attempt(
-            lambda: chosen.run(process, scratch, log=inputs.log, check=inputs.poll), scratch, rest))
+
+        def start() -> Outcome:
+            outcome = chosen.run(process, scratch, log=inputs.log, check=inputs.poll)
+            inputs.log(f"{outcome.reason} after {outcome.seconds:.1f} s; {'; '.join(outcome.how)}")
+            return outcome
+
+        found = _judge(steps, lambda rest: _attempt(start, scratch, rest))
         if found and inputs.keep is not None:
             shutil.rmtree(inputs.keep, ignore_errors=True)
             inputs.keep.parent.mkdir(exist_ok=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -15,8 +16,10 @@ from cache.errors import ToolError
 from cache.store import Store
 from checks import load
 from checks.verdict import CheckInputs, SkippedError
+from executors import probe
 from stages.plan import evaluate
 from stages.project import Project
+from tests.support.docker_engine import running_engine
 from tests.support.front import MINI, doit, make_project
 from tests.support.shared_objects import MACHINE, Compiler
 
@@ -175,3 +178,20 @@ def test_nothing_that_can_run_it_is_a_skip(image: Image, tmp_path: Path, monkeyp
     with pytest.raises(SkippedError, match="bubblewrap is not installed") as caught:
         image.findings(whole(tmp_path), "_C")
     assert caught.value.cure == "sudo apt-get install bubblewrap"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can start an engine")
+def test_docker_runs_it_where_there_is_no_bubblewrap(image: Image, tmp_path: Path,
+                                                     monkeypatch: pytest.MonkeyPatch) -> None:
+    files = whole(tmp_path) | {"vllm/_crash.abi3.so": extension(tmp_path, "_crash",
+                                                                "*(volatile int *)definition[1] = 1;")}
+    said: list[str] = []
+    with running_engine(tmp_path / "engine") as engine:
+        monkeypatch.setenv("DOCKER_HOST", engine.host)
+        probe.abilities.cache_clear()
+        monkeypatch.setattr("shutil.which", lambda name: None)
+        found = image.findings(files, "_C", "_crash", log=said.append)
+        assert engine.client.images.list() == []
+    probe.abilities.cache_clear()
+    assert found == {"vllm._crash": "the interpreter died while loading it: killed by SIGSEGV"}
+    assert any("limited by Docker" in line for line in said)
