@@ -38,6 +38,7 @@ def wheel_set(target: Data, lock: Data) -> dict[str, Any]:
     return {
         "machine": machine(target), "python": lock["python"]["version"], "site": lock["python"]["site"],
         "requirements": sorted(item if isinstance(item, str) else item["requirement"] for item in wanted),
+        "cuda": str(target["device"].get("cuda", "none")).partition(".")[0].replace("none", ""),
         "pairs": [_without_source(row) for row in table["pairs"]],
         "same_version": [_without_source(row) for row in table["same_version"]], "leaks": table["leaks"],
     }
@@ -95,6 +96,30 @@ def ptx_floor(target: Data, lock: Data) -> dict[str, Any]:
         "floor": str(target["device"].get("driver_floor", "none")), "site": lock["python"]["site"],
         "rows": [row["file"] for row in device_code(target, lock)["rows"]],
         "drivers": [{"isa": row["isa"], "cuda": row["cuda"], "driver": row.get("driver", "")} for row in table],
+    }
+
+
+def ptxas(target: Data, lock: Data) -> dict[str, Any]:
+    """`arch` as Triton names the device's, empty without a GPU; `tools`: what each Triton of the lock does there."""
+    capability = str(target["device"].get("compute_capability", "none"))
+    number = 0 if capability == "none" else int(capability.replace(".", ""))
+    tools, base = [], lock["base"]
+    for row in _table("checks/data/ptxas.yaml")["packages"]:
+        version = next((str(wheel["version"]) for wheel in lock["wheels"] if wheel["name"] == row["package"]), "")
+        found = next((one for one in row["releases"] if release(one["since"]) <= release(version)
+                      < release(one["before"])), None)
+        if version:
+            picks = found["picks"] if found else []
+            pick: Data = next((one for one in picks if one["from"] <= number), {})
+            tools.append({"package": row["package"], "version": version, "directory": row["directory"],
+                          "binary": pick.get("binary", ""), "variable": pick.get("variable", ""),
+                          "ignored": [one["variable"] for one in picks if one is not pick]})
+    names = {name for tool in tools for name in (tool["variable"], *tool["ignored"])}
+    return {
+        "arch": f"sm_{number}{'a' if number >= 90 else ''}" if number else "", "tools": tools,
+        "cuda": str(target["device"].get("cuda", "none")), "site": lock["python"]["site"], "machine": machine(target),
+        "environment": {name: value for name, value in environment(target, lock).items() if name in names},
+        "base": [layer["digest"] for layer in base["layers"]] if base["kind"] == "image" else [],
     }
 
 
@@ -172,6 +197,7 @@ def image(target: Data, lock: Data) -> dict[str, Any]:
     return {
         "site": python["site"], "python": python["version"], "executable": python["executable"],
         "cuda": "" if cuda == "none" else cuda, "driver": "" if floor == "none" else floor,
+        "arch_list": str(device.get("arch_list", "")),
         "labels": {name: text for name, text in labels.items() if text != "none"},
         "wheels": {wheel["file"].rpartition("/")[2]: wheel["sha256"] for wheel in lock["wheels"]},
         "collisions": [entry["path"] for entry in target["wheels"].get("collisions", ())],
