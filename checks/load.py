@@ -48,15 +48,17 @@ def run(inputs: CheckInputs) -> list[Finding]:
     try:
         chosen = executor(inputs.store, facts["machine"], facts["emulator"])
     except ToolError as error:
-        missing = f"{error.message}: {error.found}" if error.found else error.message
-        raise SkippedError(missing, error.cure or "") from error
+        raise _skipped(error) from error
     steps = planned(facts)
     scratch = Path(tempfile.mkdtemp(prefix="load-", dir=inputs.store.directory("tmp")))
     try:
         process = process_of(inputs, scratch, steps)
 
         def start() -> Outcome:
-            outcome = chosen.run(process, scratch, log=inputs.log, check=inputs.poll)
+            try:
+                outcome = chosen.run(process, scratch, log=inputs.log, check=inputs.poll)
+            except ToolError as error:
+                raise _skipped(error) from error
             inputs.log(f"{outcome.reason} after {outcome.seconds:.1f} s; {'; '.join(outcome.how)}")
             return outcome
 
@@ -68,6 +70,11 @@ def run(inputs: CheckInputs) -> list[Finding]:
         return found
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _skipped(error: ToolError) -> SkippedError:
+    details = ", ".join(filter(None, (error.where, error.found)))
+    return SkippedError(f"{error.message}: {details}" if details else error.message, error.cure or "")
 
 
 def planned(facts: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -77,9 +77,11 @@ class Cgroup:
         return self.ended()
 
     def ended(self) -> Exceeded | None:
-        """The limit at which the kernel stopped it."""
+        """The limit at which the kernel stopped it, or refused it another process."""
         if _event(self._path / "memory.events", "oom_kill"):
             return memory_reason(self._limits)
+        if _event(self._path / "pids.events", "max"):
+            return pids_reason(self._limits)
         return None
 
     def kill(self) -> None:
@@ -145,7 +147,7 @@ def _cgroup(path: Path, limits: Limits) -> Cgroup | None:
                 (path / "memory.swap.max").write_text("0")
         if limits.pids:
             (path / "pids.max").write_text(str(limits.pids))
-        # May we move there? The common ancestor must be ours too; an empty write of our own pid tells.
+        # Whoever moves a process needs to write the procs of the common ancestor.
         if not os.access(path.parent / "cgroup.procs", os.W_OK):
             raise PermissionError
     except OSError:

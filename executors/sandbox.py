@@ -61,8 +61,18 @@ class Sandbox:
     def run(self, process: Process, scratch: Path, *, log: Callable[[str], None] = lambda line: None,
             check: Callable[[], None] = lambda: None) -> Outcome:
         """See `executors.process.Executor`."""
-        with self._prepared(process, scratch, log, check) as prepared, contextlib.closing(
-                limits.holder(process.limits, f"stagecraft-{os.getpid()}-{os.urandom(4).hex()}")) as holder:
+        holder = limits.holder(process.limits, f"stagecraft-{os.getpid()}-{os.urandom(4).hex()}")
+        try:
+            return self._run(process, scratch, holder, log, check)
+        except ToolError as error:
+            if error.where != "cgroup":
+                raise
+        # One could be made, but this process may not move there.
+        return self._run(process, scratch, limits.Counted(process.limits), log, check)
+
+    def _run(self, process: Process, scratch: Path, holder: limits.Counted | limits.Cgroup,
+             log: Callable[[str], None], check: Callable[[], None]) -> Outcome:
+        with contextlib.closing(holder), self._prepared(process, scratch, log, check) as prepared:
             how = [*prepared.how, *([holder.how] if holder.how else [])]
             if process.limits.cpus:
                 how.append(f"{process.limits.cpus} CPUs by affinity")

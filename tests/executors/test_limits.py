@@ -52,6 +52,8 @@ def test_events_of_a_cgroup_are_named(tmp_path: Path) -> None:
     assert Cgroup(tmp_path, Limits(memory=4 << 30)).ended() == Exceeded("out of memory (limit 4 GiB)")
     (tmp_path / "memory.events").write_text("low 0\nmax 12\noom 0\noom_kill 0\n")
     assert Cgroup(tmp_path, Limits(memory=4 << 30)).ended() is None
+    (tmp_path / "pids.events").write_text("max 3\n")
+    assert Cgroup(tmp_path, Limits(pids=20)).ended() == Exceeded("too many processes (limit 20)")
 
 
 def test_real_cgroup_kills_what_is_in_it() -> None:

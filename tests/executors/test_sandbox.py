@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from cache.errors import ToolError
+from executors.limits import Cgroup
 from tests.support.images import make_layer
 from tests.support.roots import Bench
 from tests.support.tarballs import make_tar
@@ -195,3 +196,12 @@ def test_many_layers_join(tmp_path: Path) -> None:
                  for number in range(100))
     bench.layers += more
     assert bench.output("ls /many | wc -l; cat /many/last") == ["101", "99"]
+
+
+def test_cgroup_that_may_not_be_entered_is_counted_instead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = Bench(tmp_path)
+    (tmp_path / "cgroup").mkdir()  # has no cgroup.procs
+    monkeypatch.setattr("executors.limits.holder", lambda bounds, name: Cgroup(tmp_path / "cgroup", bounds))
+    outcome = bench.run("tail -c 2000000000 /dev/zero | wc -c", memory=100 << 20)
+    assert outcome.reason == "out of memory (limit 100 MiB)"
+    assert "memory and processes limited by counting" in outcome.how
