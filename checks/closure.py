@@ -53,7 +53,7 @@ def _needed(libraries: Libraries) -> Iterator[Finding]:
             else:
                 found = f" (it lies in /{elsewhere[0]}, off the search path)" if elsewhere else ""
                 yield Finding("error", f"{libraries.subject(path)}: {name}",
-                              f"{name}: cannot open shared object file: nothing in the image answers it{found}",
+                              f"cannot open shared object file: nothing in the image answers {name}{found}",
                               f"/{path}", "add the package that has it, take a build that does not need it, or, if the "
                                           "driver brings it, name it in device.driver_libraries")
     for row in libraries.facts["optional"]:

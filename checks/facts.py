@@ -190,7 +190,8 @@ def image(target: Data, lock: Data) -> dict[str, Any]:
     device, python = target["device"], lock["python"]
     cuda, floor = (str(device.get(key, "none")) for key in ("cuda", "driver_floor"))
     secrets = _table("checks/data/secrets.yaml")
-    labels = {"io.stagecraft.target": lock["target"], "io.stagecraft.lock": canonical.digest_of("pins", pins(lock)),
+    # Not the target's name: a lock may have been copied from a target that asks for the same.
+    labels = {"io.stagecraft.lock": canonical.digest_of("pins", pins(lock)),
               "io.stagecraft.device": device.get("name", "none"), "io.stagecraft.cuda": cuda,
               "io.stagecraft.arch-list": str(device.get("arch_list", "none")), "io.stagecraft.driver-floor": floor,
               "io.stagecraft.python": python["version"]}

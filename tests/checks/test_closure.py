@@ -101,7 +101,7 @@ def test_missing_library(image: Gates, compiler: Compiler) -> None:
     found = gates_without_dlopen(image, "closure")
     assert list(found) == ["vllm/_C_stable_libtorch.abi3.so: libcudart.so.12"]
     finding, = found.values()
-    assert "libcudart.so.12: cannot open shared object file" in finding.message
+    assert "cannot open shared object file: nothing in the image answers libcudart.so.12" in finding.message
     assert finding.severity == "error"
 
 

@@ -177,6 +177,15 @@ def test_variables_that_hide_problems(gates: Gates, name: str, bad: str, good: s
     assert list(found(gates, severity)) == [f"environment: {name}"]
 
 
+@pytest.mark.parametrize(("name", "value", "answer"), [
+    ("TORCH_CUDA_ARCH_LIST", "11.0a", True), ("TORCH_CUDA_ARCH_LIST", "10.0;11.0+PTX", True),
+    ("FLASHINFER_CUDA_ARCH_LIST", "10.0a 11.0f", True), ("FLASHINFER_CUDA_ARCH_LIST", "", True),
+    ("TORCH_CUDA_ARCH_LIST", "12.0", False), ("FLASHINFER_CUDA_ARCH_LIST", "10.0a 12.1a", False)])
+def test_list_of_architectures_that_leaves_out_the_device(gates: Gates, name: str, value: str, answer: bool) -> None:
+    finish(gates, {name: value})
+    assert list(found(gates)) == ([] if answer else [f"environment: {name}"])
+
+
 def test_every_variable_of_the_table_has_a_source() -> None:
     rows = facts._table("checks/data/environment.yaml")["variables"]
     assert len(rows) > 5
@@ -239,7 +248,7 @@ def test_no_visible_device_is_told(gates: Gates) -> None:
 
 
 @pytest.mark.parametrize("label", [
-    "io.stagecraft.torch", "io.stagecraft.target", "io.stagecraft.lock", "io.stagecraft.cuda",
+    "io.stagecraft.torch", "io.stagecraft.lock", "io.stagecraft.cuda",
     "io.stagecraft.arch-list", "io.stagecraft.driver-floor", "io.stagecraft.triton"])
 def test_label_that_is_not_true(gates: Gates, tmp_path: Path, label: str) -> None:
     wheels(gates, "torch", make_wheel(tmp_path, "torch", "2.13.0"))

@@ -31,6 +31,8 @@ python:
 packages:
   python3: the interpreter that the tests start
   libpython3.13: the Triton stub links it
+  libstdc++6: the Triton server links it
+  libnuma1: the Triton server links it
 triton:
   version: "0.7.0"
 wheels:
@@ -42,6 +44,10 @@ image:
     GREETING: hello
   command: [tritonserver, --model-repository=/models]
   ports: [8000]
+waivers:
+  - check: advisories
+    subject: "triton-inference-server 2.51.0: *"
+    reason: a test, which serves nobody
 """
 
 
