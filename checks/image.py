@@ -62,6 +62,7 @@ def run(inputs: CheckInputs) -> list[Finding]:
                                  f"the label says Python {facts['python']}, and there is no {facts['executable']}",
                                  facts["executable"], "lock again for this base"))
         if facts["cuda"]:
+            found += image_environment.architectures(environment, facts["arch_list"])
             found += image_environment.requirements(environment, facts["cuda"], facts["driver"])
             found += runtimes(paths, facts["cuda"], facts["driver"])
             found += _visible(environment)

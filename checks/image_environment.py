@@ -92,6 +92,28 @@ def requirements(environment: Mapping[str, str], cuda: str, driver: str) -> list
     return found
 
 
+def architectures(environment: Mapping[str, str], wanted: str) -> list[Finding]:
+    """Lists of architectures that leave out the device. Subject: `environment: <variable>`.
+
+    What is compiled on the device is compiled for them: a list of 12.0 on a 12.1 loses NVFP4 without a word (facts
+    2.3), flashinfer stops where its list has nothing for the device (facts F11).
+
+    Args:
+        wanted: `device.arch_list`, "11.0a".
+    """
+    needed = {arch.rstrip("af") for arch in wanted.split()}
+    found = []
+    for name in ("TORCH_CUDA_ARCH_LIST", "FLASHINFER_CUDA_ARCH_LIST"):
+        words = re.split(r"[\s;,]+", environment.get(name, "").strip())
+        lacking = sorted(needed - {word.removesuffix("+PTX").rstrip("af") for word in words})
+        if words != [""] and lacking:
+            found.append(Finding(
+                "error", f"environment: {name}", f"{name}={environment[name]} leaves out {', '.join(lacking)}; on the "
+                "device: No supported CUDA architectures found, or kernels for another device", f"the variable {name}",
+                f'{name}: "{{arch_list}}" in the target'))
+    return found
+
+
 def _holds(word: str, has: Mapping[str, str]) -> bool:
     match = _CONSTRAINT.fullmatch(word)
     known = has.get(match["what"], "") if match else ""

@@ -5,6 +5,7 @@ Which wheels is data: `checks/data/wheel-sets.yaml`. Entries are those of the `p
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -55,6 +56,27 @@ def same_version(installed: Mapping[str, Package], rows: Iterable[Mapping[str, A
                     f"{there[0]['name']} {there[0]['version']}; on the device: {row['error']}", package.get("file", ""),
                     "take all of one release, or leave the optional ones out; do not disable the version check"))
     return found
+
+
+def variants(installed: Iterable[str], cuda: str) -> list[Finding]:
+    """Packages that are there for other CUDA majors only: `x-cu12` without `x-cu13`.
+
+    Subject: `<package>: CUDA <major>`.
+
+    A warning: what needs their libraries is judged by `closure`. vLLM 0.19 and 0.20 came so, with nothing of
+    nvidia-cutlass-dsl for CUDA 13 (facts 2.4b).
+
+    Args:
+        cuda: major of the target's CUDA; empty without one.
+    """
+    majors: dict[str, set[str]] = {}
+    for name in installed:
+        stem, _, major = name.rpartition("-cu")
+        if stem and re.fullmatch(r"\d\d", major):
+            majors.setdefault(stem, set()).add(major)
+    return [Finding("warning", f"{stem}: CUDA {cuda}", f"of {stem} there is only CUDA {', '.join(sorted(there))}, the "
+                    f"target has {cuda}", cure=f"ask for {stem}-cu{cuda} in wheels.requirements")
+            for stem, there in sorted(majors.items()) if cuda and cuda not in there]
 
 
 def prereleases(listed: Sequence[Package], wanted: Iterable[str]) -> list[Finding]:

@@ -28,7 +28,7 @@ from checks.generated_code import SUFFIX, generated, generator
 from checks.packages import packages
 from checks.registry import WHEEL_STAGES
 from checks.verdict import CheckInputs, Finding
-from checks.wheel_family import pairs, prereleases, same_version
+from checks.wheel_family import pairs, prereleases, same_version, variants
 
 
 def run(inputs: CheckInputs) -> list[Finding]:
@@ -44,6 +44,7 @@ def run(inputs: CheckInputs) -> list[Finding]:
         return [
             *requirements(listed, wanted, environment(facts["machine"], facts["python"]), errors),
             *pairs(installed, facts["pairs"]), *same_version(installed, facts["same_version"]),
+            *variants(installed, facts["cuda"]),
             *prereleases(listed, wanted), *hidden_files(readers, site),
             *leaks(readers, site, {row["name"]: row["what"] for row in facts["leaks"]}),
             *_generated(readers, installed, site),

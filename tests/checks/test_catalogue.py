@@ -16,7 +16,7 @@ TEXT = (HERE / "docs/checks.md").read_text(encoding="utf-8")
 ROWS = re.findall(r"^\| F(\d+) \| (.+?) \| (.+?) \| (.+?) \|$", TEXT, re.MULTILINE)
 
 #: What finds a failure beside checks, or why none can.
-ELSEWHERE = ("preflight", "lock", "source build", "builder", "device", "not yet")
+ELSEWHERE = ("preflight", "lock", "source build", "builder", "device")
 
 
 @functools.cache

@@ -8,7 +8,7 @@ import pytest
 
 from cache.store import Store
 from checks import facts
-from checks.wheel_family import pairs, prereleases, same_version
+from checks.wheel_family import pairs, prereleases, same_version, variants
 from checks.wheel_set import environment, requirements
 from tests.support.gates import SITE, TARGET, Gates
 from tests.support.wheel_factory import make_wheel
@@ -190,6 +190,13 @@ def test_flashinfer_is_one_release() -> None:
     assert list(found) == ["flashinfer-cubin: version", "flashinfer-jit-cache: version"]
     assert all(severity == "error" and "does not match flashinfer version" in message
                for severity, message in found.values())
+
+
+def test_packages_for_another_cuda_only() -> None:
+    dsl = ["nvidia-cutlass-dsl-libs-base", "nvidia-cutlass-dsl-libs-cu12", "x-cu", "cuda-cu130"]
+    [finding] = variants(dsl, "13")
+    assert (finding.severity, finding.subject) == ("warning", "nvidia-cutlass-dsl-libs: CUDA 13")
+    assert variants([*dsl, "nvidia-cutlass-dsl-libs-cu13"], "13") == variants(dsl, "12") == variants(dsl, "") == []
 
 
 def test_pre_release_that_nobody_asks_for() -> None:
