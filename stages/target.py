@@ -80,6 +80,7 @@ SCHEMA = Fields(
         "triton": Fields({"version": _VERSION, "from": Text(choices=("pytriton",)), "index": _NAME,
                           "bind": Text(r"[0-9a-fA-F:.]+", "an IP address")},
                          required=("version",), defaults={"from": "pytriton", "index": "default", "bind": "127.0.0.1"}),
+        "device_code": Fields({"policy": Text(choices=("loadable", "native"))}, required=("policy",)),
         "wheels": Fields({
             "requirements": ListOf(_REQUIREMENT),
             "overrides": ListOf(Fields({"requirement": _REQUIREMENT, "reason": _REASON},

@@ -155,6 +155,16 @@ def test_schema_in_the_docs_is_the_one_that_is_checked_and_takes_the_shipped_tar
         jsonschema.validate({"devise": {}}, schema)
 
 
+def test_policy_for_device_code(tmp_path: Path) -> None:
+    write_target(tmp_path, text=TARGET + "device_code: {policy: native}\n")
+    assert target.load(tmp_path, "small").data["device_code"] == {"policy": "native"}
+    write_target(tmp_path, text=TARGET)
+    assert "device_code" not in target.load(tmp_path, "small").data
+    write_target(tmp_path, text=TARGET + "device_code: {policy: nativ}\n")
+    with pytest.raises(InputError, match="device_code.policy"):
+        target.load(tmp_path, "small")
+
+
 def test_cpu_is_one_of_the_platform(tmp_path: Path) -> None:
     write_target(tmp_path, text=TARGET + "cpu: {baseline: x86-64-v3, features: [avx512_bf16]}\n")
     assert target.load(tmp_path, "small").data["cpu"] == {"baseline": "x86-64-v3", "features": ["avx512_bf16"]}
