@@ -150,3 +150,21 @@ def test_facts_name_the_emulator_and_the_rows_of_the_device(tmp_path: Path) -> N
     del gates.lock["emulator"]
     assert facts.load(gates.target, gates.lock)["emulator"] == []
     assert check("load").runs
+
+
+def test_verdict_can_be_made_again_for_what_it_leaves_behind(tmp_path: Path) -> None:
+    store = Store.open(tmp_path)
+    one = Check("load", 1, "x", (), (), lambda target, lock: {}, f"{__name__}:counting")
+    kept_at.clear()
+    judge(store, one, {}, {})
+    assert judge(store, one, {}, {}).cached
+    assert not judge(store, one, {}, {}, again=True, keep=tmp_path / "kept").cached
+    assert kept_at == [None, tmp_path / "kept"]
+
+
+kept_at: list[Path | None] = []
+
+
+def counting(inputs: CheckInputs) -> list[Finding]:
+    kept_at.append(inputs.keep)
+    return [Finding("error", "x", "y")]
