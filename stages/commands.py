@@ -74,7 +74,7 @@ def options(verb: str) -> dict[str, Any]:
         found["pos_arg"] = "names"
     if verb == "check":
         found["params"] += CHECK_OPTIONS
-    if verb in DELIVERIES:
+    if verb in (*DELIVERIES, "coverage"):
         found["pos_arg"] = "names"
     return found
 
@@ -108,6 +108,14 @@ def action(session: Session, verb: str, target: str) -> Callable[..., Any]:
         return rebuild_of(session, target, "")
     if verb == "shell":
         return shell_in(session, target)
+    if verb == "coverage":
+        def coverage(as_json: bool, names: list[str]) -> None:
+            from stages import coverage as covering
+
+            names, as_json = trailing(names or [], as_json)
+            covering.run(session, target, names, as_json)
+
+        return coverage
     if verb == "preflight":
         def preflight(as_json: bool) -> None:
             from stages import preflight as judging
@@ -212,6 +220,15 @@ def read_by_checks(graph: Graph) -> list[str]:
 
     return list(dict.fromkeys(f"{stage.name}:{graph.target}" for check in checks_for(graph)
                               for read in stages_of(check, graph) for stage in graph.closure(read) if not stage.gates))
+
+
+def read_by_coverage(project: Project, graph: Graph) -> list[str]:
+    """The tasks of the stages whose libraries `coverage` looks into; none for a target that has no GPU to cover."""
+    from checks.registry import WHEEL_STAGES
+
+    if project.target(graph.target).data["device"]["compute_capability"] == "none":
+        return []
+    return [f"{stage.name}:{graph.target}" for stage in graph.stages if stage.name in WHEEL_STAGES]
 
 
 def logged(project: Project, target: str) -> list[str]:

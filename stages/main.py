@@ -166,7 +166,7 @@ DOIT_COMMANDS = ("help", "run", "list", "info", "tabcompletion")
 #: doit's commands about its database, or about what tasks write beside it.
 MEMORY_COMMANDS = ("clean", "forget", "ignore", "dumpdb", "strace", "reset-dep")
 #: Tasks that take every word that follows.
-TAKE_NAMES = ("lock", "load", "export", "push", "test", "test-long")
+TAKE_NAMES = ("lock", "coverage", "load", "export", "push", "test", "test-long")
 
 #: doit's options before the tasks, as getopt writes them: `:` and `=` take a value.
 SHORT = "acv:r:o:n:P:s"

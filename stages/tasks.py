@@ -29,6 +29,7 @@ VERBS = {
     "why": "what changed since the last build",
     "log": "the stored log of the last build of a stage",
     "check": "judge all gates of a target; --json, --junit FILE, --sarif FILE, --strict",
+    "coverage": "the device code of a target's libraries: kernels by architecture, and how they load; --json, PATH…",
     "rebuild": "build again beside what is stored and compare, byte for byte",
     "shell": "a shell in the layers of a stage and those below",
     "lock": "resolve every input to an exact file and write the lock",
@@ -39,7 +40,7 @@ VERBS = {
 }
 
 #: Verbs that only tell something. For several targets each tells, even if one of them cannot.
-REPORTS = ("plan", "why", "log", "check", "preflight")
+REPORTS = ("plan", "why", "log", "check", "coverage", "preflight")
 
 #: Names that stages may have; `./doit list` shows them even for a checkout in which no target has them all.
 STAGES = ("base-facts", "base", "cuda", "torch", "deps", "vllm", "triton", "serve", "image", "attest")
@@ -308,6 +309,8 @@ def _target_tasks(session: Session, target: str, twins: dict[str, str]) -> Itera
         needs = [f"build:{target}"] if verb in commands.DELIVERIES else []
         if verb == "check" and graph is not None:
             needs = commands.read_by_checks(graph)
+        if verb == "coverage" and graph is not None:
+            needs = commands.read_by_coverage(session.project, graph)
         if verb == "shell" and graph is not None:
             needs = _below_shell(graph)
         yield _task(session, verb, target, doc, action, task_dep=needs, **commands.options(verb))

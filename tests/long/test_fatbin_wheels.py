@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 
 import fatbin
+from checks import baseline, facts
+from checks.kernels import read_code
 from tests.fatbin.test_referee import in_their_order, said
 from tests.support import cuobjdump
 from tests.support.cuda import Toolkit, toolkit
@@ -61,6 +63,23 @@ def test_kernels_by_architecture(libraries: dict[str, Path], name: str) -> None:
         for entry in found.entries:
             (cubins if entry.kind is fatbin.Kind.CUBIN else texts)[entry.target] += len(fatbin.kernels(entry) or ())
     assert (len(found.containers), +cubins, +texts) == KNOWN[name]
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_checks_count_the_same(libraries: dict[str, Path], name: str) -> None:
+    with libraries[name].open("rb") as file:
+        found = read_code(file).targets
+    _, cubins, texts = KNOWN[name]
+    assert found == {**cubins, **{f"{target}@9.0": number for target, number in texts.items()}}
+
+
+def test_what_is_noted_of_the_wheel_is_what_it_lacks(tmp_path: Path) -> None:
+    """vllm/kernels-without-code/0.32.0.yaml can be made again, to the byte."""
+    wheel = wheel_of("thor", "vllm", tmp_path)
+    named = tmp_path / "vllm-0.32.0-cp38-abi3-manylinux_2_28_aarch64.whl"
+    named.symlink_to(wheel)
+    made = baseline.text(baseline.without_code(named, baseline.CAPABILITIES))
+    assert made == facts.baseline_of("0.32.0").read_text(encoding="utf-8")
 
 
 def test_payloads_are_those_of_cuobjdump(cuda: Toolkit, libraries: dict[str, Path]) -> None:

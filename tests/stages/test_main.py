@@ -50,6 +50,7 @@ def test_wrong_words_name_the_right_ones(tmp_path: Path, line: str, cure: str) -
     "store:gc --dry-run --keep-days 3 --max-size 10", "store:gc --keep-days 3 plan:thor --json", "--version", "doctor",
     "lock:thor --upgrade numpy nonsense", "export:thor out.tar", "push:thor registry.example/a:1", "test -k nonsense",
     "test-long -k fuzz tests/long", "check:thor --json --junit j.xml --sarif=s.sarif --strict", "check",
+    "coverage:thor", "coverage:thor --json", "coverage:thor vllm/_C.abi3.so torch/lib/libtorch_cuda.so --json",
     "log:thor:base", "base:thor plan:thor", "plan", "x=1 build:thor",
 ])
 def test_right_words_pass(tmp_path: Path, line: str) -> None:
