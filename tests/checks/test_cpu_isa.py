@@ -130,6 +130,14 @@ def test_functions_that_a_test_of_the_cpu_leads_to_do_not_count(tmp_path: Path) 
 
 
 @ON_X86
+def test_function_that_cannot_be_decoded_is_no_evidence(tmp_path: Path) -> None:
+    data = '__asm__(".globl odd; .type odd,@function; odd: .byte 0xc5,0xfd,0xfe,0xc1,0x06; .size odd,.-odd");'
+    assert needed(io.BytesIO(Compiler(tmp_path).library("l.so", data)), "x86_64", []) is None
+    both = Compiler(tmp_path).library("m.so", data + "int good(int x) { return x; }")
+    assert needed(io.BytesIO(both), "x86_64", []) == {}
+
+
+@ON_X86
 def test_level_that_a_file_says_it_needs(tmp_path: Path) -> None:
     compiler = Compiler(tmp_path)
     assert needed_level(io.BytesIO(compiler.library("a.so"))) == ""
@@ -179,7 +187,9 @@ def test_code_of_a_variant_beyond_what_it_is_chosen_for() -> None:
     worse = {**CODE, "vllm/_C_AVX512.abi3.so": ["avx512", "avx512_vnni"]}
     assert judged({"baseline": "x86-64-v3"}, worse) == ["vllm/_C_AVX512.abi3.so"]
     assert judged({"baseline": "x86-64-v4", "features": ["avx512_vnni"]}, worse) == []
-    assert judged({"baseline": "x86-64-v4", "features": ["avx512_bf16"]}, worse) == []  # is never chosen
+    tiles = {**CODE, "vllm/_C_AVX512.abi3.so": ["amx"]}
+    assert judged({"baseline": "x86-64-v4"}, tiles) == ["vllm/_C_AVX512.abi3.so"]
+    assert judged({"baseline": "x86-64-v4", "features": ["avx512_bf16"]}, tiles) == []  # is never chosen
     assert judged({"baseline": "x86-64-v3"}, {**CODE, "vllm/_C_AVX2.abi3.so": []}) == ["vllm/_C_AVX2.abi3.so"]
 
 

@@ -74,6 +74,27 @@ def test_good_image(gates: Gates, tmp_path: Path) -> None:
     assert gates.judge("image").findings == ()
 
 
+@pytest.mark.parametrize(("environment", "subject"), [
+    ({"HF_TOKEN": "hunter2"}, "secret: HF_TOKEN"), ({"PYTHONPATH": "/workspace"}, "PYTHONPATH: six"),
+    ({"LD_PRELOAD": "libjemalloc.so.2"}, "LD_PRELOAD: libjemalloc.so.2"),
+    ({"NVIDIA_REQUIRE_CUDA": "cuda>=13.3"}, "NVIDIA_REQUIRE_CUDA"),
+    ({"FLASHINFER_DISABLE_VERSION_CHECK": "1"}, "environment: FLASHINFER_DISABLE_VERSION_CHECK")])
+def test_bad_environment(gates: Gates, tmp_path: Path, environment: dict[str, str], subject: str) -> None:
+    wheels(gates, "deps", make_wheel(tmp_path, "six", "1"))
+    gates.files("base", {"usr/bin/python3.11": b"", "workspace/six.py": b""})
+    del gates.lock["wheels"][1:]
+    finish(gates)
+    assert found(gates) == {}
+    finish(gates, environment)
+    assert list(found(gates)) == [subject]
+
+
+def test_runtime_in_a_layer(gates: Gates) -> None:
+    gates.files("base", {"usr/bin/python3.11": b"", "usr/local/cuda/lib64/libcudart.so.13.3.29": b""})
+    finish(gates)
+    assert list(found(gates)) == ["driver: libcudart.so.13.3.29"]
+
+
 # -- secrets ------------------------------------------------------------------------------------------------------
 
 

@@ -235,6 +235,16 @@ def test_project_of_that_name_leaks_nothing(gates: Gates, tmp_path: Path) -> Non
     assert warnings(gates) == {}
 
 
+def test_families_in_layers(gates: Gates, tmp_path: Path) -> None:
+    gates.layer("torch", make_wheel(tmp_path, "torch", "2.13.0+cu130"),
+                make_wheel(tmp_path, "torchvision", "0.28.0+cpu", requires=["torch==2.13.0"]))
+    gates.layer("deps", make_wheel(tmp_path, "flashinfer-python", "0.7.0"), make_wheel(tmp_path, "odd", "1.0rc1"),
+                make_wheel(tmp_path, "flashinfer-cubin", "0.6.14"), make_wheel(tmp_path, "part-cu12", "1"))
+    assert list(gates.errors("wheel-set")) == ["flashinfer-cubin: version", "odd: pre-release 1.0rc1",
+                                               "torchvision: torch"]
+    assert list(warnings(gates)) == ["part: CUDA 13"]
+
+
 def generated_by(version: str) -> bytes:
     return f"_v.ValidateProtobufRuntimeVersion(\n  _v.Domain.PUBLIC,\n  {version},\n  '',\n  'x.proto')".encode()
 
