@@ -198,7 +198,7 @@ def leaks(readers: Mapping[str, LayerReader], site: str, names: Mapping[str, str
             whose = owner(reader, inside, site)
             if whose.partition(" ")[0].lower().replace("-", "_") != name.removesuffix(".py"):
                 found.append(Finding(
-                    "warning", f"leak: {name}", f"{whose} in layer {stage} leaves {names[name]} in the directory that "
+                    "info", f"leak: {name}", f"{whose} in layer {stage} leaves {names[name]} in the directory that "
                     "all packages share", f"/{site}/{name}", "tell its project"))
     return found
 
