@@ -55,10 +55,10 @@ def _extensions(inputs: CheckInputs, layer: LayerReader, libraries: Mapping[str,
     # One that is missing is the check `extensions`' business.
     for path, code in device_codes(inputs.store, layer, list(rows)).items():
         row, file = rows[path], rows[path]["file"]
+        if row["host"] and (isinstance(code, DamagedCodeError) or not code.containers):
+            continue
         if isinstance(code, DamagedCodeError):
             yield Finding("error", file, f"its device code cannot be read: {code}", f"/{path}", "take another build")
-        elif row["host"] and not code.containers:
-            continue
         else:
             yield from judge(code, file, f"/{path}", facts, None if noted is None else noted.get(file, frozenset()))
     others = {f"{site}/{row['file']}": row["why"] for row in facts["others"]}

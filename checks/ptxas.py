@@ -26,6 +26,8 @@ from checks.verdict import CheckInputs, Finding
 #: Raised when `read_tool` gives something else for the same file.
 _VERSION = 1
 
+_LARGEST = 1 << 28  # bytes; that of CUDA 13.4 has 46 MB
+
 _ARCH = re.compile(rb"(?<!\w)sm_\d+[af]?(?!\w)")
 _RELEASE = re.compile(rb"Cuda compilation tools, release (\d+\.\d+), V(\d+\.\d+\.\d+)")
 
@@ -55,6 +57,8 @@ def read_tool(stream: BinaryIO) -> Tool:
         elf = None
     if elf is None:
         return Tool("")
+    if stream.seek(0, 2) > _LARGEST:
+        return Tool(elf.machine)
     stream.seek(0)
     data = stream.read()
     found = _RELEASE.search(data)
