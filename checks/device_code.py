@@ -14,8 +14,8 @@ from typing import Any
 
 from cache.layer import LayerReader
 from checks import baseline
-from checks.kernels import DamagedCodeError, DeviceCode, Headers, device_codes, headers
-from checks.loadability import ANY_ISA, Device, Way
+from checks.kernels import DamagedCodeError, DeviceCode, Headers, cubins, device_codes, headers
+from checks.loadability import ANY_ISA, Device, Way, way
 from checks.registry import WHEEL_STAGES
 from checks.verdict import CheckInputs, Finding
 
@@ -40,6 +40,8 @@ def run(inputs: CheckInputs) -> list[Finding]:
                 found += _extensions(inputs, layer, libraries)
             else:
                 found += _told(facts, libraries)
+            found += [_cubins(package, archs, facts)
+                      for package, archs in cubins(inputs.store, layer, index, facts["site"]).items()]
     return found
 
 
@@ -122,8 +124,8 @@ def judge(code: DeviceCode, file: str, where: str, facts: Mapping[str, Any],
 
 def _counted(ways: Mapping[str, Way]) -> dict[Way, int]:
     found: dict[Way, int] = {}
-    for way in ways.values():
-        found[way] = found.get(way, 0) + 1
+    for one in ways.values():
+        found[one] = found.get(one, 0) + 1
     return found
 
 
@@ -143,6 +145,15 @@ def _told(facts: Mapping[str, Any], libraries: Mapping[str, Headers]) -> Iterato
                           f"take a torch that was compiled for {device.capability}")
         else:
             yield Finding("info", name, _line(found, device), f"/{path}")
+
+
+def _cubins(package: str, archs: Mapping[int, int], facts: Mapping[str, Any]) -> Finding:
+    """flashinfer#3344: thousands of prebuilt kernels for data-centre Blackwell; the device compiles what it lacks."""
+    device = Device.of(facts)
+    serve = sum(number for arch, number in archs.items() if way(f"sm_{arch}", device))
+    listed = ", ".join(f"sm_{arch} {number}" for arch, number in sorted(archs.items()))
+    return Finding("info", package, f"{sum(archs.values())} cubins as files, compiled for {listed}: "
+                   f"{serve or 'none'} of them may serve {device.capability}", f"/{facts['site']}/{package}")
 
 
 def _line(found: Headers, device: Device) -> str:

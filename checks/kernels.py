@@ -30,6 +30,12 @@ VERSION = 1
 _HEADERS_VERSION = 1
 
 
+#: The same of `cubins`.
+_CUBINS_VERSION = 1
+
+_EM_CUDA = 190
+
+
 class DamagedCodeError(Exception):
     """The device code of a library cannot be read."""
 
@@ -238,6 +244,39 @@ def _read_headers(layer: LayerReader) -> Iterator[tuple[str, dict[str, Any]]]:
                         for container in found.containers)
         if kinds:
             yield path, {"containers": sorted(kinds.items()), "wrappers": _wrappers(found), "damaged": ""}
+
+
+# -- cubins that are files of their own ------------------------------------------------------------
+
+
+def cubins(store: Store, layer: LayerReader, index: str, site: str) -> dict[str, dict[int, int]]:
+    """Package (directory below the site directory) to architecture to number of the `.cubin` files that it brings.
+
+    Args:
+        index: digest of the layer's index.
+    """
+    def read() -> bytes:
+        found = Counter((path.rpartition("/")[0], arch) for path, entry in layer.entries.items()
+                        if entry["type"] == "file" and path.endswith(".cubin")
+                        and (arch := cubin_arch(layer.peek(entry, 64))) is not None)
+        return json.dumps([[*key, number] for key, number in found.items()], separators=(",", ":")).encode()
+
+    packages: dict[str, dict[int, int]] = {}
+    for directory, arch, number in json.loads(derived(store, "device-cubins", _CUBINS_VERSION, index, read)):
+        package = packages.setdefault(directory.removeprefix(f"{site}/").partition("/")[0], {})
+        package[arch] = package.get(arch, 0) + number
+    return packages
+
+
+def cubin_arch(header: bytes) -> int | None:
+    """The architecture of a cubin by its first 64 bytes, without suffix, which these do not have; None if it is none.
+
+    `e_flags` has it in the low byte (ABI 7, toolkits before CUDA 12.9 and older architectures), or above it (ABI 8).
+    """
+    if len(header) < 64 or header[:4] != MAGIC or int.from_bytes(header[18:20], "little") != _EM_CUDA:
+        return None
+    flags = int.from_bytes(header[48:52], "little")
+    return flags >> 8 & 0xFFFF if header[8] >= 8 else flags & 0xFF
 
 
 def is_library(path: str) -> bool:

@@ -10,6 +10,7 @@ import yaml
 
 from cache.store import Store
 from checks import baseline, facts
+from checks.kernels import cubin_arch
 from checks.loadability import Way
 from tests.support.cuda import toolkit
 from tests.support.extensions import extensions, without_sections
@@ -186,6 +187,35 @@ def test_torch_must_have_something(gates: Gates, made: dict[str, bytes]) -> None
         "nvidia/cu13/lib/libcufft.so.12"]
     device(gates, compute_capability="12.1")
     assert list(gates.errors("device-code")) == ["torch/lib/libtorch_cuda.so"]
+
+
+def test_cubins_that_are_files_are_told(gates: Gates, tmp_path: Path) -> None:
+    """flashinfer#3344: a package of cubins for sm_100f only."""
+    (tmp_path / "a.cu").write_text('extern "C" __global__ void fill(float *x) { *x = 1; }')
+    files = {f"{SITE}/flashinfer_cubin/cubins/odd.cubin": b"not one"}
+    for target in ("sm_90", "sm_100f", "sm_110a", "sm_120"):
+        toolkit().nvcc("-cubin", f"-arch={target}", "a.cu", "-o", f"{target}.cubin", cwd=tmp_path)
+        files[f"{SITE}/flashinfer_cubin/cubins/{target}/x.cubin"] = (tmp_path / f"{target}.cubin").read_bytes()
+    gates.files("deps", files, {"flashinfer-cubin": "0.6.8"})
+    assert notes(gates, "device-code") == {
+        "flashinfer_cubin": "4 cubins as files, compiled for sm_90 1, sm_100 1, sm_110 1, sm_120 1: "
+                            "1 of them may serve 11.0"}
+    del files[f"{SITE}/flashinfer_cubin/cubins/sm_110a/x.cubin"]
+    gates.files("deps", files, {"flashinfer-cubin": "0.6.8"})
+    assert notes(gates, "device-code")["flashinfer_cubin"].endswith("none of them may serve 11.0")
+
+
+@pytest.mark.parametrize(("abi", "flags", "arch"), [
+    (7, 0x005A055A, 90), (7, 0x00500550, 80), (8, 0x06006402, 100), (8, 0x0600790A, 121)])
+def test_architecture_of_a_cubin(abi: int, flags: int, arch: int) -> None:
+    """Headers as toolkits 12.4 and 12.9 write them."""
+    header = bytearray(64)
+    header[:9] = b"\x7fELF\2\1\1\x33" + bytes([abi])
+    header[18:20], header[48:52] = (190).to_bytes(2, "little"), flags.to_bytes(4, "little")
+    assert cubin_arch(bytes(header)) == arch
+    header[18] = 62
+    assert cubin_arch(bytes(header)) is None
+    assert cubin_arch(bytes(header[:50])) is None
 
 
 def test_a_version_that_is_not_known(gates: Gates, made: dict[str, bytes]) -> None:
