@@ -16,7 +16,7 @@ import pytest
 from tests.support.front import HERE, MINI, doit, environment, make_project
 
 PARTS = ("doit", "doit.cfg", "dodo.py", "requirements", "targets", "stages", "cache", "lock", "assemble", "oci",
-         "checks", "templates", "triton", "vllm")
+         "checks", "executors", "templates", "triton", "vllm")
 
 
 @pytest.fixture(scope="module")
