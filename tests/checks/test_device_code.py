@@ -392,3 +392,22 @@ def test_facts_survive_the_store(gates: Gates, made: dict[str, bytes]) -> None:
     assert unpack(pack(code)) == code
     assert code.targets == {"sm_80": 1, "sm_110": 1, "sm_120f": 1, "compute_80@9.0": 1, "sm_110f": 1, "sm_120": 1}
     assert code.ways(Device("11.0", "9.0")) == {"first": Way.NATIVE, "second": Way.NATIVE}
+
+
+def test_parts_for_the_linker_are_no_code_for_a_driver(tmp_path: Path) -> None:
+    """Relocatable code and IR: nothing loads them as they are. The linker makes a container of its own of them."""
+    import io
+
+    from checks.kernels import read_code
+    from checks.loadability import Device
+
+    (tmp_path / "a.cu").write_text('extern "C" __global__ void fill(float *x) { *x = 1; }\nint main() { }')
+    for name, options in {"part": ("-c", "-rdc=true"), "ir": ("-c", "-dlto"), "linked": ("-rdc=true",)}.items():
+        toolkit().nvcc(*options, "-arch=sm_110a", "a.cu", "-o", name, cwd=tmp_path)
+    device = Device("11.0", "9.0")
+    part, ir, linked = (read_code(io.BytesIO((tmp_path / name).read_bytes())) for name in ("part", "ir", "linked"))
+    assert (part.pieces, ir.pieces) == ((), ())
+    assert {piece.target for container in part.containers for piece in container} >= {"relocatable sm_110a"}
+    assert set(part.ways(device).values()) == {Way.NONE}
+    assert linked.ways(device) == {"fill": Way.NATIVE}
+    assert linked.targets["sm_110a"] == 1
