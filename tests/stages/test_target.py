@@ -161,7 +161,7 @@ def test_policy_for_device_code(tmp_path: Path) -> None:
     write_target(tmp_path, text=TARGET)
     assert "device_code" not in target.load(tmp_path, "small").data
     write_target(tmp_path, text=TARGET + "device_code: {policy: nativ}\n")
-    with pytest.raises(InputError, match="device_code.policy"):
+    with pytest.raises(InputError, match=r"device_code\.policy"):
         target.load(tmp_path, "small")
 
 
