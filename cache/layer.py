@@ -10,7 +10,7 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from cache.errors import IntegrityError
@@ -88,6 +88,28 @@ def _checked(fd: int, layer: str, entry: dict[str, Any]) -> bytes:
     return data
 
 
+def follow(entries: Mapping[str, Mapping[str, Any]], path: str) -> str | None:
+    """The path that `path` leads to with all links followed, among entries as a root; None if in circles."""
+    waiting = [part for part in reversed(path.split("/")) if part not in ("", ".")]
+    done: list[str] = []
+    links = 0
+    while waiting:
+        part = waiting.pop()
+        if part == "..":
+            del done[-1:]
+            continue
+        done.append(part)
+        entry = entries.get("/".join(done))
+        if entry is None or entry["type"] != "symlink":
+            continue
+        links += 1
+        if links > _MAX_LINKS:
+            return None
+        done = [] if entry["target"].startswith("/") else done[:-1]
+        waiting.extend(part for part in reversed(entry["target"].split("/")) if part not in ("", "."))
+    return "/".join(done)
+
+
 class LayerReader:
     """One layer, opened: a context manager. Threads may share it.
 
@@ -135,24 +157,7 @@ class LayerReader:
         As the kernel would with the layer as root: absolute targets start at its top and `..` stops
         there. None if it leads to nothing, out of the layer (into another one, perhaps) or in circles.
         """
-        waiting = [part for part in reversed(path.split("/")) if part not in ("", ".")]
-        done: list[str] = []
-        links = 0
-        while waiting:
-            part = waiting.pop()
-            if part == "..":
-                del done[-1:]
-                continue
-            done.append(part)
-            entry = self.entries.get("/".join(done))
-            if entry is None or entry["type"] != "symlink":
-                continue
-            links += 1
-            if links > _MAX_LINKS:
-                return None
-            done = [] if entry["target"].startswith("/") else done[:-1]
-            waiting.extend(part for part in reversed(entry["target"].split("/")) if part not in ("", "."))
-        entry = self.entries.get("/".join(done))
+        entry = self.entries.get(follow(self.entries, path) or "")
         if entry is not None and entry["type"] == "hardlink":
             return self.entry_of(entry)
         return entry

@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 from cache.derived import derived
-from cache.layer import LayerReader, read_index
+from cache.layer import LayerReader, follow, read_index
 from checks.base_image import contents
 from checks.elf import MAGIC, DamagedElfError
 from checks.symbols import Library, library, unpack
@@ -25,8 +25,6 @@ _ELF_VERSION = 1
 
 #: The stage whose index is that of a base image's layers together.
 BASE = "base-facts"
-
-_MAX_LINKS = 40  # as many as Linux follows
 
 
 class ImageTree:
@@ -74,24 +72,7 @@ class ImageTree:
 
     def resolve(self, path: str) -> str | None:
         """The path that `path` leads to with all links followed, in the image as root; None if to nothing."""
-        waiting = [part for part in reversed(path.split("/")) if part not in ("", ".")]
-        done: list[str] = []
-        links = 0
-        while waiting:
-            part = waiting.pop()
-            if part == "..":
-                del done[-1:]
-                continue
-            done.append(part)
-            entry = self.entries.get("/".join(done))
-            if entry is None or entry["type"] != "symlink":
-                continue
-            links += 1
-            if links > _MAX_LINKS:
-                return None
-            done = [] if entry["target"].startswith("/") else done[:-1]
-            waiting.extend(part for part in reversed(entry["target"].split("/")) if part not in ("", "."))
-        found = "/".join(done)
+        found = follow(self.entries, path)
         return found if found in self.entries else None
 
     def file(self, path: str) -> str | None:
