@@ -140,7 +140,9 @@ def enter(work: "dict[str, Any]") -> None:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTTOU])
     if work["command"]:
         try:
-            os.execv(work["command"][0], work["command"])  # noqa: S606 - there is no shell to want
+            # Without our variables: the first process of the sandbox is bubblewrap's, and what it was started with can
+            # be read there (/proc/1/environ), whatever it clears for the command.
+            os.execve(work["command"][0], work["command"], {})  # noqa: S606 - there is no shell to want
         except OSError as error:
             raise Step("bubblewrap", error) from error
 

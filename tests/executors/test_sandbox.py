@@ -39,6 +39,13 @@ def test_what_a_command_sees_of_itself_is_constant(bench: Bench) -> None:
     assert bench.output("echo $LANG $OWN", environment={"LANG": "C", "OWN": "mine"}) == ["C mine"]
 
 
+def test_variables_of_this_machine_are_in_no_process(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SOME_TOKEN", "hunter" + "2")
+    lines = bench.output("cat /proc/[0-9]*/environ | tr '\\0' '\\n'; echo end")
+    assert "TZ=UTC" in lines
+    assert not [line for line in lines if "TOKEN" in line or line.startswith("PYTEST")]
+
+
 def test_root_and_inputs_are_read_only_and_work_is_not(bench: Bench, tmp_path: Path) -> None:
     (tmp_path / "given").write_text("given\n")
     lines = bench.output("""cat /inputs/in
