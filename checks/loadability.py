@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-_TARGET = re.compile(r"(sm|compute)_(\d+)(\d)([af]?)(?:@(\d+)\.(\d+))?")
+_TARGET = re.compile(r"(sm|compute)_(\d*)(\d)([af]?)(?:@(\d+)\.(\d+))?")
 
 #: A driver that compiles any PTX: to ask what is there, apart from what the driver makes of it.
 ANY_ISA = "999.0"
@@ -43,7 +43,7 @@ class Device:
 
     Attributes:
         capability: compute capability, `12.1`.
-        isa: newest PTX ISA that its driver compiles, `9.0`.
+        isa: newest PTX ISA that its driver compiles, `9.0`; empty if that is not known.
         tegra: compute capabilities of Tegra.
         families: compute capabilities of each family.
     """
@@ -70,7 +70,7 @@ def way(target: str, device: Device) -> Way:
     if found is None:
         raise ValueError(f"not a target: {target!r}")
     kind, suffix = found[1], found[4]
-    made, here = (int(found[2]), int(found[3])), numbers(device.capability)
+    made, here = (int(found[2] or 0), int(found[3])), numbers(device.capability)
     machine_code = kind == "sm"
     if suffix == "a":
         serves = Way.NATIVE if made == here else Way.NONE
@@ -82,6 +82,8 @@ def way(target: str, device: Device) -> Way:
         serves = Way.NATIVE if made <= here else Way.NONE
     if machine_code or serves in (Way.NONE, Way.UNKNOWN):
         return serves
+    if not device.isa:
+        return Way.UNKNOWN
     written = (int(found[5] or 0), int(found[6] or 0))
     return Way.PTX if written <= numbers(device.isa) else Way.NEWER_PTX
 

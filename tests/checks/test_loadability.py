@@ -29,6 +29,7 @@ def device(capability: str, cuda: str = "13.0") -> Device:
     ("sm_100f", "10.1", Way.NONE), ("sm_101", "11.0", Way.NONE), ("sm_200f", "20.1", Way.UNKNOWN),
     ("compute_120f@9.0", "12.1", Way.PTX), ("compute_120a@9.0", "12.1", Way.NONE),
     ("compute_121a@9.1", "12.1", Way.NEWER_PTX), ("compute_80", "11.0", Way.PTX),
+    ("sm_5", "11.0", Way.NONE),
 ])
 def test_rules(target: str, capability: str, expected: Way) -> None:
     assert way(target, device(capability)) is expected
@@ -54,6 +55,13 @@ def test_code_that_is_there_apart_from_what_the_driver_makes_of_it() -> None:
     found = facts.device({"device": {"compute_capability": "11.0", "cuda": "12.9"}})
     assert way("compute_80@9.0", Device.of(found)) is Way.NEWER_PTX
     assert way("compute_80@9.0", Device.of(found, ANY_ISA)) is Way.PTX
+
+
+def test_a_driver_of_which_nobody_knows_what_it_compiles() -> None:
+    odd = device("11.0", cuda="13.4")
+    assert way("compute_80@9.0", odd) is Way.UNKNOWN
+    assert way("compute_120@9.0", odd) is Way.NONE
+    assert way("sm_110", odd) is Way.NATIVE
 
 
 def test_each_row_of_the_tables_has_its_source() -> None:
