@@ -40,6 +40,7 @@ def run(inputs: CheckInputs) -> list[Finding]:
                 found += _extensions(inputs, layer, libraries)
             else:
                 found += _told(facts, libraries)
+                found += _stripped(facts, layer, libraries) if stage == "torch" else ()
             found += [_cubins(package, archs, facts)
                       for package, archs in cubins(inputs.store, layer, index, facts["site"]).items()]
     return found
@@ -145,6 +146,16 @@ def _told(facts: Mapping[str, Any], libraries: Mapping[str, Headers]) -> Iterato
                           f"take a torch that was compiled for {device.capability}")
         else:
             yield Finding("info", name, _line(found, device), f"/{path}")
+
+
+def _stripped(facts: Mapping[str, Any], layer: LayerReader, libraries: Mapping[str, Headers]) -> Iterator[Finding]:
+    """What must have device code and has none. One that is missing is the check `torch-cuda`'s business."""
+    for name in _BASIC:
+        path = f"{facts['site']}/{name}"
+        entry = layer.resolve(path)
+        if entry is not None and entry["type"] == "file" and entry["path"] not in libraries:
+            yield Finding("error", name, f"it has no device code at all, it was stripped of it: \"{_ERROR}\"",
+                          f"/{path}", f"take a torch that was compiled for {facts['capability']}")
 
 
 def _cubins(package: str, archs: Mapping[int, int], facts: Mapping[str, Any]) -> Finding:

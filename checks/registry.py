@@ -61,7 +61,7 @@ CHECKS: tuple[Check, ...] = (
           _of("index"), facts.python, "checks.python:run"),
     Check("extensions", 2, "this vLLM's compiled extensions are there, for the target's machine", ("vllm",),
           (("vllm", "index"), ("vllm", "packages")), facts.extensions, "checks.extensions:run"),
-    Check("device-code", 2, "every kernel that the device needs has code that it loads", ("torch", "vllm"),
+    Check("device-code", 3, "every kernel that the device needs has code that it loads", ("torch", "vllm"),
           _of("index"), facts.device_code, "checks.device_code:run"),
     Check("ptx-floor", 1, "the device's driver can compile the PTX that it is handed", ("torch", "vllm"),
           _of("index"), facts.ptx_floor, "checks.ptx_floor:run"),

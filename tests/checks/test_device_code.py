@@ -187,6 +187,17 @@ def test_torch_must_have_something(gates: Gates, made: dict[str, bytes]) -> None
         "nvidia/cu13/lib/libcufft.so.12"]
     device(gates, compute_capability="12.1")
     assert list(gates.errors("device-code")) == ["torch/lib/libtorch_cuda.so"]
+    device(gates, compute_capability="11.0")
+    gates.files("torch", {path: made["stripped"]}, {"torch": "2.13.0"})
+    assert "no device code at all" in gates.errors("device-code")["torch/lib/libtorch_cuda.so"]
+
+
+def test_a_driver_of_which_nobody_knows_what_it_compiles(gates: Gates, made: dict[str, bytes]) -> None:
+    gates.files("torch", {f"{SITE}/torch/lib/libtorch_cuda.so": made["ptx"]}, {"torch": "2.13.0"})
+    device(gates, cuda="13.4")
+    assert gates.errors("device-code") == {}
+    assert "parts for 11.0: 2 unknown" in notes(gates, "device-code")["torch/lib/libtorch_cuda.so"]
+    assert list(gates.errors("ptx-floor")) == ["driver"]
 
 
 def test_cubins_that_are_files_are_told(gates: Gates, tmp_path: Path) -> None:
