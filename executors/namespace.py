@@ -113,6 +113,7 @@ def enter(work: "dict[str, Any]") -> None:
     _die_with_parent()
     if work["parent"] != os.getppid():
         os._exit(125)
+    os.umask(0o022)  # of the command too; and root's mount points are for the user that it becomes
     if work["cgroup"]:
         _write("cgroup", work["cgroup"] + "/cgroup.procs", b"0")
     if work["cpus"]:

@@ -17,9 +17,8 @@ import os
 import shutil
 import stat
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from cache.archive import LayerWriter
 from cache.build import BuildContext
@@ -59,11 +58,13 @@ def build(context: BuildContext) -> Mapping[str, Blob]:
     try:
         files = scratch / "files"
         files.mkdir()
+        files.chmod(0o755)  # whatever the umask: in the sandbox root is somebody else
         given = {"files": files}
         for name, digest in context.inputs.items():
             kind, _, rest = name.partition("/")
             if kind == "file":
                 shutil.copyfile(store.use(digest), files / rest)
+                (files / rest).chmod(0o644)
             elif kind == "tree":
                 given[rest] = trees.layer(store, digest, context.log, check).root
         process = Process(
@@ -75,7 +76,7 @@ def build(context: BuildContext) -> Mapping[str, Blob]:
             context.log(f"# {line}")
         if not outcome.ok:
             raise _failed(outcome, last, memory, jobs)
-        return _packed(context, scratch / "process" / "work" / params["collect"])
+        return _packed(context, scratch / "process" / "work")
     finally:
         _remove(scratch)
 
@@ -117,13 +118,18 @@ def _failed(outcome: Outcome, last: collections.deque[str], memory: int, jobs: i
     return StageError(f"its script ended: {outcome.reason}", found=lines or "(it wrote nothing)", cure=cure)
 
 
-def _packed(context: BuildContext, result: Path) -> dict[str, Blob]:
+def _packed(context: BuildContext, work: Path) -> dict[str, Blob]:
     """The result as a layer. What the script left is not trusted: links are taken as links, devices refused."""
     into: str = context.params["into"]
     found: dict[str, tuple[Path, os.stat_result]] = {}
-    if not result.is_dir() or result.is_symlink():
-        raise StageError("its script left no result", expected=f"a directory /work/{context.params['collect']}")
-    for directory, names, files in os.walk(result):
+    result = work
+    _ours(result, 0o700)
+    for part in context.params["collect"].split("/"):
+        result = result / part
+        if not os.path.lexists(result) or not stat.S_ISDIR(result.lstat().st_mode):  # a link would lead out of it
+            raise StageError("its script left no result", expected=f"a directory /work/{context.params['collect']}")
+        _ours(result, 0o700)
+    for directory, names, files in os.walk(result, onerror=_give_up):
         for name in (*names, *files):
             path = Path(directory, name)
             there = path.lstat()
@@ -131,10 +137,31 @@ def _packed(context: BuildContext, result: Path) -> dict[str, Blob]:
                 raise StageError("a result that is no file, directory or link", where=str(path.relative_to(result)),
                                  found=stat.filemode(there.st_mode))
             below = path.relative_to(result).as_posix()
+            if not below.isascii() and _undecoded(below):
+                raise StageError("a result whose name is not UTF-8", where=ascii(below),
+                                 cure="the script must give it another name")
+            if not stat.S_ISLNK(there.st_mode):
+                _ours(path, 0o700 if stat.S_ISDIR(there.st_mode) else 0o400)
             found[f"{into}/{below}" if into else below] = (path, there)
     if not any(stat.S_ISREG(there.st_mode) for _, there in found.values()):
         raise StageError("its script left no file", where=f"/work/{context.params['collect']}")
     return _layer(context, found)
+
+
+def _give_up(error: OSError) -> None:
+    """What cannot be listed must not be left out."""
+    raise error
+
+
+def _undecoded(name: str) -> bool:
+    return any("\udc80" <= sign <= "\udcff" for sign in name)
+
+
+def _ours(path: Path, bits: int) -> None:
+    """The rights that reading needs: scripts take them away, which holds an ordinary user up, and root not."""
+    mode = path.lstat().st_mode
+    if mode & bits != bits:
+        path.chmod(stat.S_IMODE(mode) | bits)
 
 
 def _layer(context: BuildContext, found: Mapping[str, tuple[Path, os.stat_result]]) -> dict[str, Blob]:
@@ -161,8 +188,9 @@ def _file(writer: LayerWriter, name: str, path: Path, there: os.stat_result) -> 
 
 def _remove(path: Path) -> None:
     """Away with it, also where the script took away our right to."""
-    def allow(function: Callable[..., Any], name: str, _: object) -> None:
-        os.chmod(os.path.dirname(name), 0o700)
-        function(name)
-
-    shutil.rmtree(path, onerror=allow)
+    for directory, names, _ in os.walk(path):  # from above: a directory is listed after it became ours
+        for name in names:
+            below = Path(directory, name)
+            if not below.is_symlink():
+                _ours(below, 0o700)
+    shutil.rmtree(path)

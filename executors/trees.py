@@ -23,7 +23,7 @@ from typing import Any
 
 from cache import canonical, documents
 from cache.durable import group_writes, named_errors
-from cache.errors import StoreError
+from cache.errors import IntegrityError, StoreError
 from cache.store import Store, hex_of
 from cache.untar import Entry, Limits, entries
 from executors.process import PLACES
@@ -142,6 +142,7 @@ def _make(store: Store, place: Path, of: list[str], fill: Callable[[Path], dict[
             (temporary / "root").mkdir(parents=True)
             known = {"format": FORMAT, "of": of, "whiteouts": [], "opaque": [], "size": 0} | fill(temporary / "root")
             (temporary / "tree.json").write_bytes(canonical.dumps(known))
+            (temporary / "tree.json").chmod(0o644)
             (temporary / "root").chmod(0o755)
             os.utime(temporary / "root", (_EPOCH, _EPOCH))
             temporary.chmod(0o2775 if group_writes(str(place.parent)) else 0o755)
@@ -185,7 +186,7 @@ def _unpack(store: Store, digest: str, root: Path, check: Callable[[], None] | N
                 opaque.append(parent)
             elif name.startswith(_WHITEOUT):
                 if not name.startswith(_WHITEOUT * 2):
-                    whiteouts.append(f"{parent}/{name[len(_WHITEOUT):]}".lstrip("/"))
+                    whiteouts.append(f"{parent}/{_hidden(name, digest, entry.path)}".lstrip("/"))
             else:
                 size += entry.size
                 _member(root, entry, directories)
@@ -195,19 +196,38 @@ def _unpack(store: Store, digest: str, root: Path, check: Callable[[], None] | N
     return {"whiteouts": sorted(whiteouts), "opaque": sorted(opaque), "size": size}
 
 
+def _hidden(name: str, digest: str, path: str) -> str:
+    """What a whiteout takes away. `.wh...` would be the directory above."""
+    hidden = name[len(_WHITEOUT):]
+    if hidden in ("", ".", ".."):
+        raise IntegrityError("a whiteout of no plain name", where=f"layer {digest[7:19]}: {path}",
+                             cure="the layer is damaged or made to do harm: take the image from another place")
+    return hidden
+
+
 def _member(root: Path, entry: Entry, directories: list[tuple[str, int, int]]) -> None:
     path = f"{root}/{entry.path}"
     if entry.type == "directory":
-        os.makedirs(path, exist_ok=True)
+        _parents(root, entry.path)
+        if not os.path.isdir(path):
+            os.mkdir(path)
         directories.append((entry.path, entry.mode & 0o1777 | 0o700, entry.mtime))
         return
     if entry.type in ("device", "fifo"):
         return
     try:
         _leaf(root, path, entry)
-    except FileNotFoundError:  # a parent without an entry of its own
-        os.makedirs(os.path.dirname(path), exist_ok=True)
+    except FileNotFoundError:
+        _parents(root, entry.path)
         _leaf(root, path, entry)
+
+
+def _parents(root: Path, path: str) -> None:
+    """Directories without an entry of their own; anybody may read them, whatever the umask."""
+    for at, sign in enumerate(path):
+        if sign == "/" and not (place := root / path[:at]).is_dir():
+            place.mkdir()
+            place.chmod(0o755)
 
 
 def _leaf(root: Path, path: str, entry: Entry) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ from cache.layer import LayerReader
 from cache.store import Store
 from executors import run_stage
 from tests.support.images import make_layer
-from tests.support.roots import BUSYBOX, busybox
+from tests.support.roots import BUSYBOX, PYTHON, as_nobody, busybox, python_for_all
 
 
 class Stage:
@@ -155,3 +157,47 @@ def test_stopping_ends_it(stage: Stage) -> None:
         progress=stop)
     with pytest.raises(StopError):
         run_stage.build(context)
+
+
+def test_umask_of_the_user_changes_nothing(stage: Stage) -> None:
+    given = stage.store.put(b"a file\n").digest
+    script = MKDIR + "/bin/busybox cp /inputs/files/script out/; umask > out/umask"
+    usual = stage.run(script, {"file/script": given})
+    before = os.umask(0o077)
+    try:
+        assert stage.run(script, {"file/script": given}) == usual
+    finally:
+        os.umask(before)
+
+
+def test_name_that_is_no_text_is_named(stage: Stage) -> None:
+    with pytest.raises(StageError) as found:
+        stage.run(MKDIR + "echo x > out/$(printf 'a\\377b')")
+    assert "not UTF-8" in found.value.diagnostics()
+
+
+def test_link_on_the_way_to_the_result_leads_nowhere(stage: Stage, tmp_path: Path) -> None:
+    (tmp_path / "private").mkdir()
+    (tmp_path / "private/key").write_text("of this machine")
+    with pytest.raises(StageError, match="left no result"):
+        stage.run(f"/bin/busybox ln -s {tmp_path} out", collect="out/private")
+
+
+_AS_NOBODY = """
+import sys
+from pathlib import Path
+from tests.executors.test_run_stage import MKDIR, Stage
+stage = Stage(Path(sys.argv[1]))
+found = stage.run(MKDIR + "mkdir -p out/d left/e; echo x > out/d/f; echo y > out/g; echo z > left/e/f;"
+                          "chmod 0 out/g out/d left/e left out /work")
+print(sorted(stage.entries(found["index"])), sorted(path.name for path in (stage.store.root / "tmp").glob("run-*")))
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_rights_that_a_script_took_away_hold_no_ordinary_user_up() -> None:
+    with tempfile.TemporaryDirectory(prefix="run-stage-") as directory:  # tmp_path is for its owner only
+        os.chmod(directory, 0o777)
+        done = subprocess.run(as_nobody(PYTHON, "-c", _AS_NOBODY, directory), env=python_for_all(), cwd=directory,
+                              capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "['d', 'd/f', 'g'] []", done.stderr

@@ -57,12 +57,23 @@ def test_layers_of_other_tools_work(store: Store, how: str) -> None:
 @pytest.mark.parametrize("members", [
     [("../outside", b"x")], [("/absolute", b"x")], [("link", "/tmp"), ("link/x", b"x")],
     [("hard", ("/etc/passwd",))],
+    [("a", None), ("a/.wh...", b"")], [(".wh...", b"")], [(".wh..", b"")], [(".wh.", b"")],
 ])
 def test_evil_layer_is_refused_and_leaves_nothing(store: Store, tmp_path: Path, members: list[Member]) -> None:
     with pytest.raises(IntegrityError):
         unpacked(store, *members)
     assert not any((store.root / "trees").rglob("tree.json"))
     assert not any(path.is_dir() for path in (store.root / "tmp").iterdir())
+
+
+def test_tree_is_for_everybody_whatever_the_umask(store: Store) -> None:
+    before = os.umask(0o077)
+    try:
+        tree = unpacked(store, ("deep/er/file", b"x"), ("other/er", None))
+    finally:
+        os.umask(before)
+    for path in (tree.root.parent / "tree.json", *tree.root.rglob("*")):
+        assert path.stat().st_mode & 0o004, path
 
 
 def test_damaged_tree_is_made_again(store: Store) -> None:
