@@ -16,6 +16,8 @@ from stages.checking import CheckReport, Judged, Weighed
 PIPE = 80
 #: Of a note, which asks nobody to do anything; whatever is worse is shown whole.
 NOTE_LINES = 4
+#: Of one check; if it has more, these are shown and the rest is counted. Fifty notes would push an error off the screen.
+NOTES = 5
 
 
 def width() -> int:
@@ -57,8 +59,13 @@ def _findings(judged: Judged, columns: int) -> Iterator[str]:
         for label in ("where", "expected", "found", "cure"):
             yield from _labelled(label, str(getattr(judged.problem, label) or ""), columns)
     order = {"error": 0, "warning": 2, "info": 3}
-    for one in sorted(judged.findings, key=lambda one: order[one.finding.severity] + (one.waiver is not None)):
+    shown = sorted(judged.findings, key=lambda one: order[one.finding.severity] + (one.waiver is not None))
+    more = max(0, judged.count("info") - NOTES)
+    more = more if more > 1 else 0  # a line that says "1 more" helps nobody
+    for one in shown[:len(shown) - more]:
         yield from _finding(one, columns)
+    if more:
+        yield f"  … and {more} more notes (all of them with --json)"
     for waiver in judged.unused:
         line = f"warning  the waiver of {waiver['subject']!r} covers nothing: out of date, or misspelt"
         yield from _wrapped(line, "  ", columns)

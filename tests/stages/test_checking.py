@@ -249,6 +249,21 @@ def test_text_fits_eighty_columns_but_for_paths_and_names_what_to_do() -> None:
     assert found.count("_C.abi3.so") == 1
 
 
+def test_many_notes_are_counted_and_nothing_else_is() -> None:
+    def lines(severity: str, number: int) -> list[str]:
+        findings = tuple(Weighed(Finding(severity, f"s{at}", "word")) for at in range(number))
+        last = (*findings, Weighed(Finding("error", "what blocks", "word")))
+        return text(CheckReport("small", (Judged(check("python"), "failed", findings=last),)), 80).splitlines()
+
+    notes = lines("info", 45)
+    assert "  … and 40 more notes (all of them with --json)" in notes
+    assert len([line for line in notes if line.startswith("  note ")]) == 5
+    assert any("what blocks" in line for line in notes)
+    assert len([line for line in lines("info", 6) if line.startswith("  note ")]) == 6
+    for severity in ("warning", "error"):
+        assert len([line for line in lines(severity, 45) if line.startswith(f"  {severity:<7}")]) >= 45
+
+
 def test_long_note_is_cut_and_a_long_error_is_not() -> None:
     def lines(severity: str) -> list[str]:
         found = Weighed(Finding(severity, "a", "word " * 100))
