@@ -23,9 +23,15 @@ from cache.store import Store
 
 REVISION = re.compile(r"[0-9a-f]{40}")
 _CURE = "is the address right and reachable? a copy of it may be named under sources.mirrors of the target"
-_OPTIONS = ("protocol.ext.allow=never", "core.hooksPath=/dev/null", "fetch.fsckObjects=true",
+_OPTIONS = ("core.hooksPath=/dev/null", "safe.bareRepository=all", "fetch.fsckObjects=true",
             "fetch.recurseSubmodules=false", "gc.auto=0", "advice.detachedHead=false")
-_SETTINGS = {"GIT_TERMINAL_PROMPT": "0", "LC_ALL": "C", "GIT_LFS_SKIP_SMUDGE": "1", "GIT_OPTIONAL_LOCKS": "0"}
+#: A submodule's address may name any transport: of a program `git-remote-<name>`, and `ext` of a whole command line.
+_SETTINGS = {"GIT_TERMINAL_PROMPT": "0", "LC_ALL": "C", "GIT_LFS_SKIP_SMUDGE": "1", "GIT_OPTIONAL_LOCKS": "0",
+             "GIT_ALLOW_PROTOCOL": "file:git:http:https:ssh", "GIT_DEFAULT_HASH": "sha1"}
+#: Of the repository that we are called in, perhaps by one of its hooks (git rev-parse --local-env-vars).
+_ELSEWHERE = {"GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_OBJECT_DIRECTORY", "GIT_ALTERNATE_OBJECT_DIRECTORIES",
+              "GIT_COMMON_DIR", "GIT_NAMESPACE", "GIT_PREFIX", "GIT_CONFIG", "GIT_GRAFT_FILE", "GIT_SHALLOW_FILE",
+              "GIT_REPLACE_REF_BASE", "GIT_IMPLICIT_WORK_TREE"}
 
 
 @dataclass(frozen=True)
@@ -77,7 +83,7 @@ def resolve(repository: str, tag: str, mirrors: Mapping[str, Sequence[str]] | No
         if name in (f"refs/tags/{tag}", f"refs/heads/{tag}") and not (said and name.startswith("refs/heads/")):
             said = revision
     if not said:
-        raise LockError(f"there is no tag or branch {tag}", where=repository,
+        raise LockError(f"there is no tag or branch {tag}", where=_public(repository),
                         cure="correct the pin, or name a revision of 40 digits")
     return said
 
@@ -99,7 +105,8 @@ def fetch_tree(store: Store, repository: str, revision: str, *, mirrors: Mapping
         ToolError: there is no git.
     """
     if not REVISION.fullmatch(revision):
-        raise LockError("a source is locked by a revision of 40 hexadecimal digits", where=repository, found=revision)
+        raise LockError("a source is locked by a revision of 40 hexadecimal digits", where=_public(repository),
+                        found=revision)
     with tempfile.TemporaryDirectory(prefix="git-", dir=store.directory("tmp")) as directory:
         trees = _Trees(directory, mirrors or {}, log)
         entries = sorted(trees.walk(repository, revision, submodules), key=lambda entry: entry.path.encode())
@@ -108,8 +115,8 @@ def fetch_tree(store: Store, repository: str, revision: str, *, mirrors: Mapping
             layer = writer.finish()
         found = Tree(repository, revision, layer.layer.digest, layer.index.digest, layer.layer.size, trees.submodules)
     if expect and found.digest != expect:
-        raise IntegrityError("a source holds other files than were locked", where=f"{repository} at {revision}",
-                             expected=expect, found=found.digest,
+        raise IntegrityError("a source holds other files than were locked", expected=expect,
+                             where=f"{_public(repository)} at {revision}", found=found.digest,
                              cure="a revision cannot change: was the lock edited, or a submodule left out?")
     return found
 
@@ -142,21 +149,29 @@ class _Trees:
                 continue
             head, _, path = line.partition("\t")
             mode, _, digest = head.split(" ")
+            if not _is_text(path):
+                raise IntegrityError("a source has a file whose name is not UTF-8", found=ascii(path),
+                                     where=f"{_public(repository)} at {revision}", cure="take another revision")
             if mode == "160000":
                 links[path] = digest
             else:
                 yield _Entry(below + path, mode, digest, place)
         missing = sorted(set(submodules or ()) - links.keys())
         if missing:
-            raise LockError(f"there is no submodule {missing[0]}", where=f"{repository} at {revision}",
+            raise LockError(f"there is no submodule {missing[0]}", where=f"{_public(repository)} at {revision}",
                             found=", ".join(sorted(links)) or "no submodules at all", cure="correct its path")
         wanted = links.keys() if submodules is None else submodules
         known = _modules(place, revision) if wanted else {}
         for path in sorted(wanted):
             if path not in known:
-                raise LockError(f"submodule {path} has no address", where=f"{repository} at {revision}: .gitmodules",
+                raise LockError(f"submodule {path} has no address",
+                                where=f"{_public(repository)} at {revision}: .gitmodules",
                                 cure="take another revision, or leave the submodule out")
             url = _beside(repository, known[path])
+            if _of_this_machine(url) and not _of_this_machine(repository):
+                raise LockError(f"submodule {path} has an address of this machine", found=url,
+                                where=f"{_public(repository)} at {revision}: .gitmodules",
+                                cure="leave the submodule out, or name a copy of the whole repository on this machine")
             self.submodules[below + path] = (url, links[path])
             yield from self.walk(url, links[path], None, f"{below}{path}/")
 
@@ -164,7 +179,7 @@ class _Trees:
         _git("init", "--quiet", "--bare", place)
 
         def get(address: str) -> str:
-            self._log(f"{address} {revision[:12]}")
+            self._log(f"{_public(address)} {revision[:12]}")
             try:
                 _git("fetch", "--quiet", "--depth=1", "--no-tags", "--", address, revision, cwd=place)
             except _GitError as error:
@@ -202,8 +217,8 @@ class _Objects:
     """Contents of a repository's objects, by one long-lived `git cat-file`."""
 
     def __init__(self, place: str) -> None:
-        self._process = subprocess.Popen(["git", "cat-file", "--batch"], cwd=place, stdin=subprocess.PIPE,
-                                         stdout=subprocess.PIPE, env={**os.environ, **_SETTINGS})
+        self._process = subprocess.Popen(_command("cat-file", "--batch"), cwd=place, stdin=subprocess.PIPE,
+                                         stdout=subprocess.PIPE, env=_environment())
 
     def __enter__(self) -> _Objects:
         return self
@@ -254,17 +269,31 @@ def _beside(repository: str, address: str) -> str:
     return urljoin(repository.rstrip("/") + "/", address)
 
 
+def _of_this_machine(address: str) -> bool:
+    """True of a path and of file://; `host:path` is another machine's."""
+    return address.startswith(("file://", "/", ".")) or ":" not in address
+
+
+def _is_text(name: str) -> bool:
+    return not any("\udc80" <= sign <= "\udcff" for sign in name)
+
+
 class _GitError(Exception):
     """What git said as it failed."""
 
 
+def _command(*arguments: str) -> list[str]:
+    return ["git", *(part for option in _OPTIONS for part in ("-c", option)), *arguments]
+
+
+def _environment() -> dict[str, str]:
+    return {**{key: value for key, value in os.environ.items() if key not in _ELSEWHERE}, **_SETTINGS}
+
+
 def _git(*arguments: str, cwd: str | None = None) -> str:
-    options = [part for option in _OPTIONS for part in ("-c", option)]
-    environment = {key: value for key, value in os.environ.items()
-                   if key not in ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE")}
     try:
-        done = subprocess.run(["git", *options, *arguments], cwd=cwd, env={**environment, **_SETTINGS},
-                              stdin=subprocess.DEVNULL, capture_output=True, check=False)
+        done = subprocess.run(_command(*arguments), cwd=cwd, env=_environment(), stdin=subprocess.DEVNULL,
+                              capture_output=True, check=False)
     except FileNotFoundError as error:
         raise ToolError("there is no git, which reads the sources", cure="apt-get install git") from error
     if done.returncode:
@@ -285,7 +314,7 @@ def _first(repository: str, mirrors: Mapping[str, Sequence[str]], get: Callable[
 
 def _public(address: str) -> str:
     """An address without a password."""
-    return re.sub(r"(://)[^/@]*@", r"\1", address)
+    return re.sub(r"(://)[^/\s]*@", r"\1", address)
 
 
 def _short(text: str) -> str:

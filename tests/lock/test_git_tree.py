@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -168,6 +169,63 @@ def test_nothing_of_the_repository_runs(store: Store, root: Path, server: str, t
     with pytest.raises(FetchError):
         fetch_tree(store, server + "x", revision, submodules=None)
     assert not (tmp_path / "hit").exists()
+
+
+def test_helper_that_an_address_names_is_not_run(store: Store, root: Path, server: str, tmp_path: Path,
+                                                 monkeypatch: pytest.MonkeyPatch) -> None:
+    helper = tmp_path / "git-remote-evil"
+    helper.write_text(f"#!/bin/sh\ntouch {tmp_path}/hit\n")
+    helper.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    Repository(root / "x").commit({"a": b"1"})
+    inner = Repository(root / "y")
+    inner.commit({"a": b"1"})
+    with pytest.raises(FetchError):
+        fetch_tree(store, server + "y", inner.submodule("sub", "evil::x", "2" * 40), submodules=None)
+    assert not (tmp_path / "hit").exists()
+
+
+@pytest.mark.parametrize("form", ["{}", "file://{}"])
+def test_submodule_reads_no_repository_of_this_machine(store: Store, root: Path, server: str, tmp_path: Path,
+                                                       form: str) -> None:
+    private = Repository(tmp_path / "private")
+    revision = private.commit({"key": b"1"})
+    inner = Repository(root / "x")
+    inner.commit({"a": b"1"})
+    revision = inner.submodule("sub", form.format(private.directory), revision)
+    with pytest.raises(LockError, match="of this machine"):
+        fetch_tree(store, server + "x", revision, submodules=None)
+    assert fetch_tree(store, f"file://{root}/x", revision, submodules=None).submodules  # its owner put it there
+
+
+@pytest.mark.parametrize(("name", "value"), [
+    ("GIT_DIR", "{}/elsewhere"), ("GIT_OBJECT_DIRECTORY", "{}/elsewhere"), ("GIT_DEFAULT_HASH", "sha256"),
+    ("GIT_CONFIG_GLOBAL", "{}/settings"),
+])
+def test_what_git_is_told_elsewhere_counts_for_nothing(store: Store, root: Path, server: str, tmp_path: Path,
+                                                       monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+    revision = Repository(root / "x").commit(FILES)
+    (tmp_path / "settings").write_text("[safe]\n\tbareRepository = explicit\n")
+    monkeypatch.setenv(name, value.format(tmp_path))
+    assert fetch_tree(store, server + "x", revision).revision == revision
+    assert not (tmp_path / "elsewhere").exists()
+
+
+def test_name_that_is_no_text_is_named(store: Store, root: Path, server: str) -> None:
+    repository = Repository(root / "x")
+    repository.commit(FILES)
+    (repository.directory / os.fsdecode(b"a\xff")).write_bytes(b"x")
+    with pytest.raises(IntegrityError, match="not UTF-8"):
+        fetch_tree(store, server + "x", repository.commit({}))
+
+
+def test_passwords_are_in_no_log(store: Store) -> None:
+    said: list[str] = []
+    with pytest.raises(FetchError) as caught:
+        fetch_tree(store, "https://user:hu@sh@github.invalid/org/x", "0" * 40, log=said.append)
+    assert said
+    texts = (*said, caught.value.diagnostics())
+    assert not [text for text in texts if "hu@" in text or "sh@" in text]
 
 
 def test_leaves_nothing_behind(store: Store, root: Path, server: str) -> None:
