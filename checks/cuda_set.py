@@ -72,27 +72,42 @@ def _cudnn(libraries: Libraries) -> Iterator[Finding]:
 def _toolkit(inputs: CheckInputs) -> list[Finding]:
     facts = inputs.facts
     return toolkit({package["name"]: package["version"] for package in packages(inputs)
-                    if package["name"] in facts["toolkit"]}, facts["cuda"])
+                    if stem_of(package["name"])[0] in facts["toolkit"]}, facts["cuda"])
+
+
+def stem_of(name: str) -> tuple[str, str]:
+    """A wheel's name without the CUDA major that the toolkit's had before CUDA 13, and that: `-cu12`, or empty."""
+    stem, mark, major = name.rpartition("-cu")
+    return (stem, mark + major) if len(major) == 2 and major.isdecimal() else (name, "")
 
 
 def toolkit(there: Mapping[str, str], cuda: str) -> list[Finding]:
     """Judge the CUDA toolkit's wheels (name to version) for a driver of CUDA `cuda` ("" is none). Pure.
 
-    PTX, NVVM IR and headers of a newer minor are refused by what takes them, the driver at last.
+    PTX, NVVM IR and headers of a newer minor are refused by what takes them, the driver at last. Wheels that are named
+    for a CUDA major are judged among themselves.
     """
-    runtime = there.get("nvidia-cuda-runtime", cuda)
-    found = []
-    for name, version in sorted(there.items()):
+    found: list[Finding] = []
+    for suffix in sorted({stem_of(name)[1] for name in there}):
+        group = {name: version for name, version in sorted(there.items()) if stem_of(name)[1] == suffix}
+        core = f"nvidia-cuda-runtime{suffix}"
+        runtime = group.get(core, cuda if suffix in ("", f"-cu{cuda.partition('.')[0]}") else "")
+        if runtime:
+            found += _one_minor(group, core, runtime, cuda)
+    return found
+
+
+def _one_minor(group: Mapping[str, str], core: str, runtime: str, cuda: str) -> Iterator[Finding]:
+    for name, version in group.items():
         if _minor(version) != _minor(runtime):
-            found.append(Finding(
+            yield Finding(
                 "error", f"{name} {version}", f"{name} is of CUDA {_minor(version)}, the runtime of {_minor(runtime)}: "
                 "what it makes may be refused (cudaErrorUnsupportedPtxVersion, \"unsupported toolchain\")",
-                cure=f"pin {name} to {_minor(runtime)}.*, as an override of the target"))
-    if cuda and release(_minor(runtime)) > release(_minor(cuda)) and "nvidia-cuda-runtime" in there:
-        found.append(Finding(
-            "error", f"nvidia-cuda-runtime {runtime}", f"the image brings CUDA {_minor(runtime)}, the "
-            f"driver of the target {cuda}", cure="take a torch for the driver's CUDA"))
-    return found
+                cure=f"pin {name} to {_minor(runtime)}.*, as an override of the target")
+    if cuda and release(_minor(runtime)) > release(_minor(cuda)) and core in group:
+        yield Finding(
+            "error", f"{core} {runtime}", f"the image brings CUDA {_minor(runtime)}, the driver of the target {cuda}",
+            cure="take a torch for the driver's CUDA")
 
 
 def _minor(version: str) -> str:

@@ -374,6 +374,20 @@ def test_cuda_minors(image: Gates) -> None:
     assert "13.0.*" in found.cure
 
 
+def test_cuda_12_names_its_wheels_by_the_major(image: Gates) -> None:
+    image.target["device"]["cuda"] = "12.8"
+    tools = {"nvidia-cuda-nvcc-cu12": "12.8.93", "nvidia-cuda-runtime-cu12": "12.8.90"}
+    image.files("cuda", {}, tools)
+    assert findings(image, "cuda-set") == {}
+    image.files("cuda", {}, {**tools, "nvidia-cuda-nvcc-cu12": "12.9.86"})
+    assert "12.8.*" in findings(image, "cuda-set")["nvidia-cuda-nvcc-cu12 12.9.86"].cure
+    image.files("cuda", {}, {"nvidia-cuda-runtime-cu12": "12.9.79"})
+    assert list(findings(image, "cuda-set")) == ["nvidia-cuda-runtime-cu12 12.9.79"]
+    image.target["device"]["cuda"] = "13.0"  # beside a set for 13, each by itself
+    image.files("cuda", {}, {**tools, "nvidia-cuda-nvcc": "13.0.88", "nvidia-cuda-nvrtc-cu12": "12.8.93"})
+    assert findings(image, "cuda-set") == {}
+
+
 def test_runtime_newer_than_the_driver(image: Gates) -> None:
     image.files("cuda", {}, {"nvidia-cuda-runtime": "13.3.1"})
     assert list(findings(image, "cuda-set")) == ["nvidia-cuda-runtime 13.3.1"]
