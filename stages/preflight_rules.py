@@ -16,7 +16,7 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 from checks import advisories, facts, torch_abi, torch_cuda, triton_stub, vllm_wheels, wheel_set
-from checks.cuda_set import toolkit
+from checks.cuda_set import stem_of, toolkit
 from checks.loadability import ANY_ISA, Device, Way, best
 from checks.verdict import Finding
 from checks.wheel_family import pairs, prereleases, same_version
@@ -206,12 +206,13 @@ def _toolkit(it: _Situation) -> Iterator[Foreseen]:
     if not it.cuda:
         return
     names = facts.cuda_set(it.target, it.lock)["toolkit"]
-    there = {name: it.version(name) for name in names if it.version(name)}
-    runtime = there.get("nvidia-cuda-runtime", it.cuda)
+    there = {name: it.version(name) for name in it.wheels if stem_of(name)[0] in names}
     for finding in toolkit(there, it.cuda):
         name = finding.subject.split()[0]
+        core = f"nvidia-cuda-runtime{stem_of(name)[1]}"
+        runtime = there.get(core, it.cuda)
         move = Move(name, there[name], f"{_minor(runtime)}.*", f"the CUDA runtime is {runtime}")
-        yield Foreseen("cuda-set", finding, (move,) if name != "nvidia-cuda-runtime" else ())
+        yield Foreseen("cuda-set", finding, (move,) if name != core else ())
 
 
 # -- vLLM -----------------------------------------------------------------------------------------
@@ -244,6 +245,8 @@ def _device_code(it: _Situation) -> Iterator[Foreseen]:
         return
     wheel, given = vllm_wheels.known(it.machine).get(it.vllm.locked.sha256), it.device_code(it.version("vllm"))
     device, anyone = Device.of(given), Device.of(given, ANY_ISA)
+    if not device.capability:
+        return
     if wheel is None or not device.isa:
         unknown = f"vllm {it.version('vllm')}" if wheel is None else f"the PTX that a driver of CUDA {it.cuda} takes"
         yield Foreseen("device-code", Finding(

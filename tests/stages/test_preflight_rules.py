@@ -270,6 +270,13 @@ def test_a_cuda_compiler_of_another_minor() -> None:
     assert moves(found, "cuda-set") == {"nvidia-cuda-nvcc 13.5.37 -> 13.0.*"}
     assert errors(judged(runtime, wheel("nvidia-cuda-nvcc", "13.0.88"))) == {}
     assert list(errors(judged(wheel("nvidia-cuda-runtime", "13.2.1")))) == ["nvidia-cuda-runtime 13.2.1"]
+    found = judged(wheel("nvidia-cuda-runtime-cu12", "12.8.90"), wheel("nvidia-cuda-nvcc-cu12", "12.9.86"),
+                   given=target("9.0", "12.8"))
+    assert moves(found, "cuda-set") == {"nvidia-cuda-nvcc-cu12 12.9.86 -> 12.8.*"}
+
+
+def test_a_target_with_cuda_and_no_compute_capability() -> None:
+    assert errors(judged(vllm(), torch(), given=target("none")), "device-code", "ptx-floor") == {}
 
 
 def test_known_holes() -> None:
