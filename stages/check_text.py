@@ -16,7 +16,7 @@ from stages.checking import CheckReport, Judged, Weighed
 PIPE = 80
 #: Of a note, which asks nobody to do anything; whatever is worse is shown whole.
 NOTE_LINES = 4
-#: Of one check; if it has more, these are shown and the rest is counted. Fifty notes would push an error off the screen.
+#: Of one check; if it has more, the rest is counted. Fifty notes would push an error off the screen.
 NOTES = 5
 
 

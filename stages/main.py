@@ -24,16 +24,21 @@ from cache.errors import InputError, StagecraftError, ToolError  # noqa: E402
 if TYPE_CHECKING:
     from stages.project import Project
 
-USAGE = """usage: ./doit [--events FILE] TASK[:TARGET] [options]
+USAGE = """usage: ./doit [--events FILE] [doit's options] TASK[:TARGET] [options]
 
   ./doit                      the targets
   ./doit build:TARGET         build an image; result-TARGET links to it
   ./doit plan:TARGET          what would be built, and why
-  ./doit list                 all tasks
-  ./doit help                 doit's own help: -n, --continue, …
+  ./doit check:TARGET         judge all gates, and say what they found
+  ./doit doctor               this machine, and what it lacks
+  ./doit list                 all tasks; list --all: with their targets
+  ./doit help TASK:TARGET     the options of a task
+  ./doit help run             doit's own options: -n, --continue, …
+  --events FILE               what happens, as JSON lines (docs/formats/events.md)
 
 Exit codes: 0 done, 100 a stage failed, 102 wrong bytes, 110 bad input, 111 lock, 112 network, 113 store, 114 gate,
-115 something is missing on this machine, 130 stopped, 3 usage, 70 a bug of ours (docs/exit-codes.md).
+115 something is missing on this machine, 116 rebuild got other bytes, 130 stopped, 3 usage, 70 a bug of ours
+(docs/exit-codes.md).
 """
 BUG = 70
 STOPPED = 130
@@ -83,7 +88,7 @@ def _command(arguments: list[str], root: Path) -> int:
     from stages.commands import output
 
     arguments = _events(arguments)
-    if arguments in (["-h"], ["--help"]):
+    if arguments in (["-h"], ["--help"], ["help"]):
         output(USAGE)
         return 0
     sys.argv = ["doit", *arguments]
@@ -195,6 +200,11 @@ def known(arguments: list[str], root: Path, project: Project | None = None) -> N
         raise InputError(f"{words[0]} is for doit's database, which is not used: the store is the only memory",
                          cure="./doit store:gc frees what no result needs; "
                               "./doit store:verify --repair drops what is damaged")
+    if words[:1] == ["help"]:
+        for word in words[1:]:
+            if word not in (*DOIT_COMMANDS, "task"):  # doit would show how it is used itself, and call that success
+                _known_task(word, root, project)
+        return
     if not words or words[0] == "--version" or (words[0] in DOIT_COMMANDS and words[0] != "run"):
         return
     words = _after_options(words[1:] if words[0] == "run" else words)
@@ -258,6 +268,7 @@ def _after_task_options(word: str, words: list[str]) -> list[str]:
         raise InputError(
             f"{word}: {error}", expected="one of " + ", ".join(f"--{name}" for name in names) if names else None,
             cure=f"doit's own options stand before the tasks: ./doit {stray} … {word}" if of_doit
+            else f"options belong to one target: ./doit {verb}:<target> {stray}" if not rest and verb not in MACHINE
             else f"./doit help {word} lists the options") from error
     if verb == "check":
         from stages.checking import refuse_files

@@ -35,6 +35,12 @@ from tests.support.project import write_target
     ("lint:x", "./doit lint"),
     ("plan:thor list", "it stands first"),
     ("bulid*", "./doit list"),
+    ("check --json", "./doit check:<target> --json"),
+    ("lock --upgrade", "./doit lock:<target> --upgrade"),
+    ("plan -n 4", "./doit -n … plan"),
+    ("doctor --jsn", "./doit help doctor"),
+    ("help chekc", "'check'"),
+    ("help check:thro", "./doit check:thor"),
     ("-f dodo.py build:thor", "./doit help run"),
 ])
 def test_wrong_words_name_the_right_ones(tmp_path: Path, line: str, cure: str) -> None:
@@ -46,7 +52,8 @@ def test_wrong_words_name_the_right_ones(tmp_path: Path, line: str, cure: str) -
 
 @pytest.mark.parametrize("line", [
     "build:thor", "-n 4 build:thor", "-n4 -c build:thor", "--process 4 build:thor", "-P thread build:thor",
-    "--parallel-type=thread build:thor", "-v 0 build:thor", "run -a build:thor", "list", "help nonsense", "build:*", "",
+    "--parallel-type=thread build:thor", "-v 0 build:thor", "run -a build:thor", "list", "help check",
+    "help check:thor", "help run", "help task", "help", "build:*", "",
     "store:gc --dry-run --keep-days 3 --max-size 10", "store:gc --keep-days 3 plan:thor --json", "--version", "doctor",
     "lock:thor --upgrade numpy nonsense", "export:thor out.tar", "push:thor registry.example/a:1", "test -k nonsense",
     "test-long -k fuzz tests/long", "check:thor --json --junit j.xml --sarif=s.sarif --strict", "check",
