@@ -26,7 +26,7 @@ from typing import Any
 from cache import canonical
 from checks import facts
 from checks.kernels import DamagedCodeError, read_code
-from checks.loadability import ANY_ISA, Device, Way
+from checks.loadability import ANY_ISA, Device, Way, numbers
 
 FORMAT = "stagecraft.kernels-without-code.v1"
 #: The devices that are noted if none are asked for.
@@ -89,15 +89,26 @@ def grouped(kernels: Iterable[str]) -> dict[str, list[str]]:
 
 def noted(version: str, capability: str) -> dict[str, frozenset[str]] | None:
     """Extension to what is noted of it; None if this version was not looked at for such a device."""
+    extensions = _devices(version).get(capability)
+    return None if extensions is None else {file: frozenset(note for notes in functions.values() for note in notes)
+                                            for file, functions in extensions.items()}
+
+
+def command(version: str, capability: str) -> str:
+    """What notes a version for one more device: the table is written anew, so all its devices are named."""
+    listed = sorted({*_devices(version), capability}, key=numbers)
+    return " ".join(["python -m checks.baseline WHEEL", *(f"--capability {name}" for name in listed)])
+
+
+def _devices(version: str) -> dict[str, dict[str, dict[str, list[str]]]]:
     import yaml
 
     path = facts.baseline_of(version)
     if not path.exists():
-        return None
+        return {}
     table = yaml.load(path.read_bytes(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # noqa: S506 - a safe loader
-    extensions = table["devices"].get(capability)
-    return None if extensions is None else {file: frozenset(note for notes in functions.values() for note in notes)
-                                            for file, functions in extensions.items()}
+    devices: dict[str, dict[str, dict[str, list[str]]]] = table["devices"]
+    return devices
 
 
 # -- making the table -----------------------------------------------------------------------------

@@ -102,7 +102,8 @@ def judge(code: DeviceCode, file: str, where: str, facts: Mapping[str, Any],
                if way is Way.NONE and baseline.note_of(kernel) not in (noted or frozenset())]
     if lacking and noted is None:
         yield Finding("warning", file, f"which kernels vLLM {facts['version']} leaves out for {device.capability} is "
-                      "not known, so each counts", where, "python -m checks.baseline WHEEL, and look at what it notes")
+                      "not known, so each counts", where,
+                      f"{baseline.command(facts['version'], device.capability)}, and look at what it notes")
     for function, kernels in baseline.grouped(lacking).items():
         more = f" and {len(kernels) - 1} more of {function}" if len(kernels) > 1 else ""
         yield Finding("error", f"{file}: {function}", f"{shortened(kernels[0])}{more}: no code for compute capability "

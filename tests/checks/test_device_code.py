@@ -256,6 +256,7 @@ def test_noted_kernels_pass_and_new_ones_do_not(gates: Gates, made: dict[str, by
         return baseline.text({"version": "0.32.0", "source": "test", "devices": devices})
 
     table.write_text(note("second"))
+    assert baseline.command("0.32.0", "12.1").split()[3:] == ["WHEEL", "--capability", "11.0", "--capability", "12.1"]
     assert gates.errors("device-code") == {}
     assert notes(gates, "device-code")[MAIN] == "1 native, 1 no code, as known"
     table.write_text(note("third"))
