@@ -123,9 +123,11 @@ def _stubs(libraries: Libraries) -> Iterator[Finding]:
             if path is not None:
                 stubs[path] = row["name"]
     for path, name in stubs.items():
-        yield Finding("error", f"stub: /{path}", f"the image brings {name} itself, which hides the device's: error 34, "
-                      "CUDA driver is a stub library", f"/{path}",
-                      "leave it out: the container runtime puts the device's own in its place")
+        error = "error 804, forward compatibility was attempted on non supported HW, on all but data-centre boards" \
+            if "compat" in path.split("/") else "error 34, CUDA driver is a stub library"
+        yield Finding("error", f"stub: /{path}", f"the image brings {name} itself, which hides the device's: {error}",
+                      f"/{path}", "leave it out, or its directory out of LD_LIBRARY_PATH and /etc/ld.so.conf: the "
+                                  "container runtime puts the device's own in its place")
     for path in libraries.own:
         name = path.rpartition("/")[2]
         if name.startswith("libcuda-") and ".so" in name:

@@ -69,7 +69,7 @@ CHECKS: tuple[Check, ...] = (
           _ALL_FILES, facts.ptxas, "checks.ptxas:run"),
     Check("triton-stub", 1, "Triton's Python stub is for the image's Python and numpy", ("triton",),
           (("triton", "index"), ("triton", "packages"), *_of("packages")), facts.triton_stub, "checks.triton_stub:run"),
-    Check("closure", 1, "every library that a file asks for is there, where the loader finds it", LAYER_STAGES,
+    Check("closure", 2, "every library that a file asks for is there, where the loader finds it", LAYER_STAGES,
           (*_ALL_FILES, *_of("packages")), facts.closure, "checks.closure:run"),
     Check("abi", 1, "every symbol that a library leaves undefined is in what is loaded with it", LAYER_STAGES,
           _ALL_FILES, facts.abi, "checks.abi:run"),

@@ -227,6 +227,19 @@ def test_stub_of_the_driver_on_the_search_path(image: Gates, compiler: Compiler)
     assert list(gates_without_dlopen(image, "closure")) == [f"stub: /{LIB}/libcuda.so.1"]
 
 
+def test_driver_for_forward_compatibility(image: Gates, compiler: Compiler) -> None:
+    """NVIDIA's base images bring one, off the search path."""
+    driver = compiler.library("libcuda.so.1", "int cuInit(void) { return 0; }")
+    image.files("deps", {"usr/local/cuda": "cuda-13.0", "usr/local/cuda-13.0/compat/libcuda.so.580.95.05": driver,
+                         "usr/local/cuda-13.0/compat/libcuda.so.1": "libcuda.so.580.95.05"})
+    assert gates_without_dlopen(image, "closure") == {}
+    image.target["image"]["environment"] = {"LD_LIBRARY_PATH": "/usr/local/cuda/compat"}
+    found, = gates_without_dlopen(image, "closure").values()
+    assert found.subject == "stub: /usr/local/cuda-13.0/compat/libcuda.so.580.95.05"
+    assert "error 804" in found.message
+    assert "LD_LIBRARY_PATH" in found.cure
+
+
 def test_host_has_a_newer_glibc(image: Gates) -> None:
     image.target["device"]["host"] = {"glibc": "2.39"}
     assert gates_without_dlopen(image, "closure")["glibc: host"].severity == "error"
