@@ -9,6 +9,7 @@ Where it cannot run, or ends for a reason that may be this machine's (time, memo
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import shutil
@@ -24,11 +25,14 @@ from checks.registry import LAYER_STAGES
 from checks.stub_library import make
 from checks.tree import BASE, ImageTree, indexes
 from checks.verdict import CheckInputs, Finding, SkippedError
+from executors import trees
 from executors.process import Limits, Outcome, Process
 
 _PROGRAM = Path(__file__).with_name("load_program.py")
 #: No part of the verdict: who runs into one of these is told that nothing was judged.
 LIMITS = Limits(memory=12 << 30, seconds=1800, pids=1024)
+#: Bytes of results that are read.
+_MOST = 16 << 20
 #: Beside the image's own environment.
 _ENVIRONMENT = {
     "HOME": "/tmp/home", "TMPDIR": "/tmp", "PYTHONDONTWRITEBYTECODE": "1", "PYTHONHASHSEED": "0",  # noqa: S108
@@ -64,12 +68,13 @@ def run(inputs: CheckInputs) -> list[Finding]:
 
         found = _judge(steps, lambda rest: _attempt(start, scratch, rest))
         if found and inputs.keep is not None:
-            shutil.rmtree(inputs.keep, ignore_errors=True)
+            trees.discard(inputs.keep)
             inputs.keep.parent.mkdir(exist_ok=True)
             scratch.rename(inputs.keep)
         return found
     finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            trees.discard(scratch)
 
 
 def _skipped(error: ToolError) -> SkippedError:
@@ -179,6 +184,8 @@ def _judge(steps: Sequence[Mapping[str, Any]], attempt: Attempt) -> list[Finding
                             "", "see what it lacks: ./doit shell:<target>:load")]
         found += [_finding(step, results[step["name"]][1]) for step in failed]
         if died is None:
+            if not any(step.get("needed") for step in failed):
+                _all_tried(rest, results, outcome)
             return found
         found.append(_death(died, outcome))
         if died.get("needed"):
@@ -186,6 +193,15 @@ def _judge(steps: Sequence[Mapping[str, Any]], attempt: Attempt) -> list[Finding
         behind = rest[rest.index(died) + 1:]
         rest = [step for step in rest if step.get("needed")] + behind if behind else []
     return found
+
+
+def _all_tried(steps: Sequence[Mapping[str, Any]], results: Mapping[str, object], outcome: Outcome) -> None:
+    """An end between two steps (a full disk, for one) must not pass for the end of all."""
+    left = [step["name"] for step in steps if step["name"] not in results]
+    if left:
+        last = f": {outcome.last}" if outcome.last else ""
+        raise SkippedError(f"it ended before {left[0]} was tried: {outcome.reason}{last}",
+                           "look for what stopped it (is the store's disk full?), and run it again")
 
 
 def _this_machine(outcome: Outcome, judged: bool) -> None:
@@ -221,18 +237,25 @@ def _death(step: Mapping[str, Any], outcome: Outcome) -> Finding:
 
 def _attempt(start: Callable[[], Outcome], scratch: Path,
              steps: Sequence[Mapping[str, Any]]) -> tuple[Outcome, dict[str, tuple[str, str]]]:
-    """One interpreter."""
+    """One interpreter, in directories without anything that the one before left."""
     work = scratch / "work"
-    work.mkdir(exist_ok=True)
+    for left in (work, scratch / "tmp"):
+        trees.discard(left)
+    work.mkdir()
     _write_steps(scratch, steps)
-    (work / "results.jsonl").unlink(missing_ok=True)
     outcome = start()
     results: dict[str, tuple[str, str]] = {}
     path = outcome.outputs.get("results.jsonl")
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path else ():
+    for line in _beginning(path).splitlines() if path else ():
         try:
             entry = json.loads(line)
             results[str(entry["name"])] = (str(entry["state"]), str(entry["message"]))
-        except (ValueError, KeyError, TypeError):
-            continue  # cut off by the end
+        except (ValueError, KeyError, TypeError, RecursionError):
+            continue  # cut off by the end, or not written by us
     return outcome, results
+
+
+def _beginning(path: Path) -> str:
+    """What the image's code may have written too, so with an end."""
+    with path.open("rb") as file:
+        return file.read(_MOST).decode("utf-8", "replace")

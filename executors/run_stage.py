@@ -78,7 +78,7 @@ def build(context: BuildContext) -> Mapping[str, Blob]:
             raise _failed(outcome, last, memory, jobs)
         return _packed(context, scratch / "process" / "work")
     finally:
-        _remove(scratch)
+        trees.discard(scratch)
 
 
 def _empty(path: Path) -> Path:
@@ -123,12 +123,12 @@ def _packed(context: BuildContext, work: Path) -> dict[str, Blob]:
     into: str = context.params["into"]
     found: dict[str, tuple[Path, os.stat_result]] = {}
     result = work
-    _ours(result, 0o700)
+    trees.ours(result, 0o700)
     for part in context.params["collect"].split("/"):
         result = result / part
         if not os.path.lexists(result) or not stat.S_ISDIR(result.lstat().st_mode):  # a link would lead out of it
             raise StageError("its script left no result", expected=f"a directory /work/{context.params['collect']}")
-        _ours(result, 0o700)
+        trees.ours(result, 0o700)
     for directory, names, files in os.walk(result, onerror=_give_up):
         for name in (*names, *files):
             path = Path(directory, name)
@@ -141,7 +141,7 @@ def _packed(context: BuildContext, work: Path) -> dict[str, Blob]:
                 raise StageError("a result whose name is not UTF-8", where=ascii(below),
                                  cure="the script must give it another name")
             if not stat.S_ISLNK(there.st_mode):
-                _ours(path, 0o700 if stat.S_ISDIR(there.st_mode) else 0o400)
+                trees.ours(path, 0o700 if stat.S_ISDIR(there.st_mode) else 0o400)
             found[f"{into}/{below}" if into else below] = (path, there)
     if not any(stat.S_ISREG(there.st_mode) for _, there in found.values()):
         raise StageError("its script left no file", where=f"/work/{context.params['collect']}")
@@ -155,13 +155,6 @@ def _give_up(error: OSError) -> None:
 
 def _undecoded(name: str) -> bool:
     return any("\udc80" <= sign <= "\udcff" for sign in name)
-
-
-def _ours(path: Path, bits: int) -> None:
-    """The rights that reading needs: scripts take them away, which holds an ordinary user up, and root not."""
-    mode = path.lstat().st_mode
-    if mode & bits != bits:
-        path.chmod(stat.S_IMODE(mode) | bits)
 
 
 def _layer(context: BuildContext, found: Mapping[str, tuple[Path, os.stat_result]]) -> dict[str, Blob]:
@@ -184,13 +177,3 @@ def _file(writer: LayerWriter, name: str, path: Path, there: os.stat_result) -> 
     with os.fdopen(fd, "rb") as file:
         writer.file(name, there.st_size, iter(lambda: file.read(1 << 20), b""),
                     0o755 if there.st_mode & 0o111 else 0o644)
-
-
-def _remove(path: Path) -> None:
-    """Away with it, also where the script took away our right to."""
-    for directory, names, _ in os.walk(path):  # from above: a directory is listed after it became ours
-        for name in names:
-            below = Path(directory, name)
-            if not below.is_symlink():
-                _ours(below, 0o700)
-    shutil.rmtree(path)

@@ -170,6 +170,27 @@ def _flush(path: Path) -> None:
         os.close(fd)
 
 
+# -- what a command left --------------------------------------------------------------------------
+
+
+def ours(path: Path, bits: int) -> None:
+    """Take rights back that a command took away: they hold an ordinary user up, and root not."""
+    mode = path.lstat().st_mode
+    if mode & bits != bits:
+        path.chmod(stat.S_IMODE(mode) | bits)
+
+
+def discard(path: Path) -> None:
+    """Remove a directory that a command wrote into, whatever rights it left. Raises OSError."""
+    for directory, names, _ in os.walk(path):  # from above: a directory is listed after it became ours
+        for name in names:
+            below = Path(directory, name)
+            if not below.is_symlink():
+                ours(below, 0o700)
+    if path.exists():
+        shutil.rmtree(path)
+
+
 # -- unpacking ------------------------------------------------------------------------------------
 
 

@@ -5,8 +5,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-import shutil
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from cache.layer import layer_of
 from checks.facts import environment, machine
 from checks.registry import LAYER_STAGES, check
+from executors import trees
 from executors.process import Limits, Process
 from stages import gates
 from stages.graph import Graph
@@ -75,7 +76,8 @@ def run(session: Session, target: str, name: str = "") -> None:
         sandbox.shell(replace(process, command=_SHELL, limits=Limits(), outputs=()), scratch, session.report.line)
     finally:
         if scratch != kept:
-            shutil.rmtree(scratch, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                trees.discard(scratch)
 
 
 def _process(session: Session, target: str, name: str, scratch: Path) -> Process:

@@ -10,7 +10,7 @@ import pytest
 
 from cache.store import Store
 from checks import facts
-from checks.load import _judge, planned
+from checks.load import _attempt, _judge, planned
 from checks.registry import Check, check
 from checks.verdict import CheckInputs, Finding, SkippedError, apply_waivers, judge, stored_verdict
 from executors.process import Outcome
@@ -107,6 +107,33 @@ def test_failure_where_children_cannot_run_is_no_verdict_but_success_is() -> Non
     with pytest.raises(SkippedError, match="child processes"):
         judged(Runs({"vllm": "OSError: exec format"}, whole=False))
     assert judged(Runs({}, whole=False)) == {}
+
+
+def test_end_between_two_steps_passes_for_no_end_of_all() -> None:
+    def half(steps: Sequence[Mapping[str, Any]]) -> tuple[Outcome, dict[str, tuple[str, str]]]:
+        return Outcome(1, "exit 1", 1.0, last="No space left on device"), {STEPS[0]: ("passed", "")}
+
+    with pytest.raises(SkippedError, match=r"before vllm\._C was tried.*No space"):
+        _judge(planned(FACTS), half)
+
+
+def test_what_the_image_left_in_its_directory_stops_nothing(tmp_path: Path) -> None:
+    work = tmp_path / "work"
+    (work / "steps.json" / "deep").mkdir(parents=True)
+    (work / "results.jsonl").mkdir()
+    (tmp_path / "tmp").mkdir()
+    (tmp_path / "tmp" / "home").symlink_to("/nowhere")
+
+    def start() -> Outcome:
+        path = work / "results.jsonl"
+        told = '{"name": "torch", "state": "passed", "message": ""}\n'
+        path.write_text("[" * 200_000 + "\n" + told + "x" * (20 << 20))
+        return Outcome(0, "exit 0", 1.0, outputs={"results.jsonl": path})
+
+    outcome, results = _attempt(start, tmp_path, planned(FACTS))
+    assert outcome.ok
+    assert results == {"torch": ("passed", "")}
+    assert not (tmp_path / "tmp" / "home").is_symlink()
 
 
 def test_interpreter_that_does_not_start_is_said() -> None:
