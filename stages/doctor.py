@@ -10,11 +10,13 @@ import os
 import re
 import shutil
 import subprocess
+import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from cache.errors import StagecraftError
+from stages.check_text import width
 from stages.project import Project
 from stages.target import names
 
@@ -98,7 +100,8 @@ def examine(project: Project, root: Path = Path("/")) -> tuple[dict[str, Any], s
     for finding in findings:
         lines.append(f"{finding.state:<9} {finding.what}: {finding.found}")
         if finding.cure:
-            lines.append(f"          -> {finding.cure}")
+            lines += textwrap.wrap(finding.cure, width(), initial_indent=" " * 10 + "-> ", subsequent_indent=" " * 13,
+                                   break_long_words=False, break_on_hyphens=False)
     data = {"machine": vars(machine), "target": target, "findings": [vars(f) for f in findings]}
     return data, "\n".join(lines)
 

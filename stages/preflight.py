@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from cache.errors import GateError
+from stages.check_text import width
 from stages.checking import Weighed, weigh
 from stages.lockfile import Lock
 from stages.preflight_rules import Foreseen, Move, judge
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from stages.tasks import Session
 
 FORMAT = "stagecraft.preflight.v1"
-_COLUMNS = 100
 #: Pins that are named for one finding.
 _ALTERNATIVES = 3
 _WORDS = {"info": "note"}
@@ -66,8 +66,9 @@ class Preflight:
                 "size": self.size, "fetched": self.fetched, "findings": [one.to_json() for one in self.found]}
 
     def text(self) -> str:
-        lines = [line for one in self.found for line in self._lines(one)]
-        return "\n".join([*lines, *[""][: len(lines)], self.summary()])
+        columns = width()
+        lines = [line for one in self.found for line in self._lines(one, columns)]
+        return "\n".join([*lines, *[""][: len(lines)], *textwrap.wrap(self.summary(), columns)])
 
     def notes(self) -> list[str]:
         """What blocks nothing, a line each; without what is waived, which the target says itself."""
@@ -110,7 +111,7 @@ class Preflight:
                 continue
             yield "move " + "\n  or ".join(map(self._move, moves[:_ALTERNATIVES]))
 
-    def _lines(self, one: Foresight) -> Iterator[str]:
+    def _lines(self, one: Foresight, columns: int) -> Iterator[str]:
         finding, waiver = one.weighed.finding, one.weighed.waiver
         word = "waived" if waiver else _WORDS.get(finding.severity, finding.severity)
         yield f"{word:<8} {one.check:<11} {finding.subject}"
@@ -123,7 +124,7 @@ class Preflight:
         for label, text in told:
             head = " " * 21 + (f"{label}: " if label else "")
             if text:
-                yield from textwrap.wrap(text, _COLUMNS, initial_indent=head, subsequent_indent=" " * 23,
+                yield from textwrap.wrap(text, columns, initial_indent=head, subsequent_indent=" " * 23,
                                          break_long_words=False, break_on_hyphens=False)
 
     def _move(self, move: Move) -> str:

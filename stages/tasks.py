@@ -185,13 +185,27 @@ def guarded(session: Session, name: str, action: Callable[..., Any], *, goes_on:
             session.failed(error)
             return None if goes_on else TaskFailed(error.message, report=False)
         except OSError as error:
-            problem = StoreError(error.strerror or str(error), where=str(error.filename or name))
+            problem = _problem(session, error, name)
             session.failed(problem)
             return None if goes_on else TaskFailed(problem.message, report=False)
         return None
 
     run.__name__ = name.replace(":", "_")
     return run
+
+
+def _problem(session: Session, error: OSError, name: str) -> StoreError:
+    """What the operating system says; about a file of the store, with what can be done about it."""
+    from cache.durable import named_errors
+
+    root = session.project.store.root
+    if str(error.filename or "").startswith(f"{root}/"):
+        try:
+            with named_errors(root):
+                raise error
+        except StoreError as problem:
+            return problem
+    return StoreError(error.strerror or str(error), where=str(error.filename or name))
 
 
 class Reporter:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from pathlib import Path
 
 import pytest
 
-from stages.tasks import Session
+from stages.tasks import Session, guarded
 from tests.support.built import built_session
 from tests.support.front import doit
 from tests.support.project import TARGET, write_target
@@ -34,6 +36,20 @@ def test_target_that_cannot_be_read_hides_no_other(session: Session, tmp_path: P
     for name in ("a-bad", "z-bad"):
         assert f"targets/{name}.yaml:10" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(("below", "cure"), [("tmp/probe-a", "STAGECRAFT_STORE"), ("../elsewhere", "")])
+def test_denied_file_of_the_store_comes_with_its_cure(session: Session, below: str, cure: str) -> None:
+    path = os.path.normpath(session.project.store.root / below)
+
+    def deny() -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+
+    guarded(session, "shell:small", deny)()
+    problem = session.errors[-1]
+    assert (problem.exit_code, problem.where) == (113, path)
+    assert cure in (problem.cure or "")
+    assert bool(problem.cure) == bool(cure)
 
 
 @pytest.mark.parametrize("task", ["log:small", "log:small:deps"])

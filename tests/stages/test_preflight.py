@@ -163,6 +163,7 @@ def test_waivers_cover_here_what_they_cover_in_the_gates(place: Place) -> None:
     found = place.judge()
     assert blocking(found) == {}
     assert "nothing here waits" in found.text()
+    assert max(map(len, found.text().splitlines())) <= 80
 
 
 def test_the_report_as_data_is_what_its_schema_says(place: Place) -> None:
