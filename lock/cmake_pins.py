@@ -24,6 +24,7 @@ _VARIABLE = re.compile(r"\$(ENV)?\{([^${}]*)\}")
 _FALSE = {"", "0", "OFF", "NO", "FALSE", "N", "IGNORE", "NOTFOUND"}
 _TRUE = {"1", "ON", "YES", "TRUE", "Y"}
 _BLOCKS = {"function": "endfunction", "macro": "endmacro"}
+_LONGEST = 1 << 16  # characters that variables may put into one argument
 _KEYWORDS = {
     "GIT_REPOSITORY", "GIT_TAG", "GIT_SUBMODULES", "GIT_PROGRESS", "GIT_SHALLOW", "GIT_SUBMODULES_RECURSE",
     "GIT_REMOTE_NAME", "GIT_CONFIG", "SOURCE_DIR", "BINARY_DIR", "SUBBUILD_DIR", "SOURCE_SUBDIR", "CONFIGURE_COMMAND",
@@ -72,8 +73,12 @@ def pins(read: Callable[[str], str | None], variables: Mapping[str, str], start:
         InputError: a file cannot be read as CMake; a pin whose repository or tag depends on what is not known.
     """
     found: dict[tuple[str, str, str], Pin] = {}
-    for pin in _Project(read, dict(variables)).file(start):
-        found.setdefault((pin.name, pin.repository, pin.tag), pin)
+    try:
+        for pin in _Project(read, dict(variables)).file(start):
+            found.setdefault((pin.name, pin.repository, pin.tag), pin)
+    except RecursionError as error:
+        raise InputError("a file that pins sources is nested deeper than anybody writes it", where=start,
+                         cure="is the source archive whole?") from error
     return list(found.values())
 
 
@@ -177,7 +182,7 @@ class _Project:
                              [part for part in values[1:] if part != "PARENT_SCOPE"])
             if "CACHE" in values and name in self._variables:
                 return
-            self._variables[name] = value
+            self._variables[name] = value = value if len(value) <= _LONGEST else "\0"
             self._unknown.discard(name)
             if "\0" in value:
                 self._unknown.add(name)
@@ -209,8 +214,10 @@ class _Project:
                    override, where)
 
     def _expand(self, text: str) -> str:
-        """Variables put in, innermost first; `\\0` stands for what is not known."""
+        """Variables put in, innermost first; `\\0` stands for what is not known, and for what grows without end."""
         for _ in range(20):
+            if sum(len(self._value(match)) for match in _VARIABLE.finditer(text)) > _LONGEST:
+                return "\0"
             changed = _VARIABLE.sub(self._value, text)
             if changed == text:
                 break

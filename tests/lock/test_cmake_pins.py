@@ -120,3 +120,16 @@ def test_pin_that_cannot_be_told_is_an_error(tag: str) -> None:
 def test_what_is_no_cmake(text: str) -> None:
     with pytest.raises(InputError, match="cannot be read as CMake"):
         list(calls(text, "CMakeLists.txt"))
+
+
+def test_text_that_grows_without_end_is_not_known() -> None:
+    grows = 'set(A "xxxxxxxxxx")\n' + 'set(A "${A}${A}")\n' * 22
+    assert names(grows + declare("a")) == ["a"]
+    with pytest.raises(InputError, match="cannot be told"):
+        found(grows + declare("a", "${A}"))
+
+
+@pytest.mark.parametrize("nested", ["NOT " * 20_000, "(" * 20_000])
+def test_condition_without_a_bottom_is_an_error(nested: str) -> None:
+    with pytest.raises(InputError, match="nested deeper"):
+        found(f"if({nested}A{')' * nested.count('(')})\nendif()\n")
