@@ -163,7 +163,12 @@ class _Locker:
             try:
                 return resolve(replace(question, constraints=(*question.constraints, *hard)), self._indexes)
             except UvError:
-                self._log(f"these pins could not be kept: {', '.join(hard)}")
+                chosen = resolve(question, self._indexes)
+            now = {found.name: found.version for found in chosen}
+            moved = [f"{name} {version}" for name, version in hidden.items() if now.get(name, version) != version]
+            if moved:
+                self._log(f"these pins could not be kept: {', '.join(moved)}")
+            return chosen
         return resolve(question, self._indexes)
 
     def _hidden(self, question: Question) -> dict[str, str]:

@@ -208,6 +208,21 @@ def test_pins_are_kept_when_an_extra_index_has_the_version_for_other_machines(
     assert versions(lock(replace(THOR, requirements=("lib", "dep>1.0")), both, previous=found.wheels))["dep"] == "1.1"
 
 
+def test_only_pins_that_moved_are_named(tmp_path: Path, main: Place, mirror: Place, indexes: Indexes) -> None:
+    main.wheel("lib", "1.0", "dep", "still")
+    for name in ("dep", "still"):
+        main.wheel(name, "1.0", tag="cp311-cp311-manylinux_2_28_aarch64")
+        mirror.wheel(name, "1.0", tag="cp311-cp311-manylinux_2_28_x86_64")
+    both = load_indexes(tmp_path / "indexes.yaml", client_environment(
+        tmp_path, PIP_INDEX_URL=main.server.url, PIP_EXTRA_INDEX_URL=mirror.server.url))
+    said: list[str] = []
+    found = lock_wheels(THOR, both, log=said.append)
+    main.wheel("dep", "1.1", tag="cp311-cp311-manylinux_2_28_aarch64")
+    more = replace(THOR, requirements=("lib", "dep>1.0"))
+    lock_wheels(more, both, log=said.append, previous=found.wheels)
+    assert [line for line in said if "could not be kept" in line] == ["these pins could not be kept: dep 1.0"]
+
+
 # -- dates ----------------------------------------------------------------------------------------
 
 
