@@ -10,10 +10,11 @@ paths), `links` (path in the layer to target). Outputs: `layer`, `index`, `packa
 
 from __future__ import annotations
 
+import hashlib
 import os
 import posixpath
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import IO, Any
@@ -28,6 +29,8 @@ from cache.store import Blob
 
 #: A root whose /usr is merged has these as links.
 _MERGED = ("bin", "sbin", "lib")
+
+_PIECE = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -81,7 +84,22 @@ def _place(placed: dict[str, _Placed], member: Member, package: str, params: Map
 
 def _same(one: Member, other: Member, spool: IO[bytes]) -> bool:
     return (one.kind, one.target, one.size) == (other.kind, other.target, other.size) and \
-        os.pread(spool.fileno(), one.size, one.offset) == os.pread(spool.fileno(), other.size, other.offset)
+        _digest(spool, one) == _digest(spool, other)
+
+
+def _digest(spool: IO[bytes], member: Member) -> bytes:
+    content = hashlib.sha256()
+    for piece in _pieces(spool, member):
+        content.update(piece)
+    return content.digest()
+
+
+def _pieces(spool: IO[bytes], member: Member) -> Iterator[bytes]:
+    """A member's content. One read gives 2 GiB at most, and static libraries of CUDA are about as large."""
+    at, end = member.offset, member.offset + member.size
+    while at < end and (piece := os.pread(spool.fileno(), min(end - at, _PIECE), at)):
+        yield piece
+        at += len(piece)
 
 
 def where_to(path: str, params: Mapping[str, Any]) -> str:
@@ -129,5 +147,4 @@ def _one(writer: LayerWriter, path: str, placed: Mapping[str, _Placed], params: 
         if there is None or there.member.kind != "file":
             raise IntegrityError("a hard link to what is not in its package", where=f"/{path}", found=member.target)
         member = there.member
-    writer.file(path, member.size, [os.pread(spool.fileno(), member.size, member.offset)],
-                0o755 if member.mode & 0o111 else 0o644)
+    writer.file(path, member.size, _pieces(spool, member), 0o755 if member.mode & 0o111 else 0o644)
