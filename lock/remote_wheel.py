@@ -98,7 +98,8 @@ class RemoteWheel:
             member = _named(reader, name)
             if member is None:
                 return None
-            if self._remote is not None and not self.verified:  # one request instead of one for each piece
+            if self._remote is not None and not self.verified and member.compressed <= limit:
+                # One request instead of one for each piece.
                 self._remote.pread(member.compressed + len(member.raw) + 512, member.offset)
             return reader.read(member, limit)
 

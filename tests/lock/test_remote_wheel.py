@@ -82,6 +82,13 @@ def test_every_byte_that_comes_is_counted(place: Place) -> None:
         assert place.server.count(place.wanted.file, "GET") <= 3  # a member is one request, whatever its size
 
 
+def test_a_member_over_the_limit_is_not_fetched_first(place: Place) -> None:
+    with place.open() as wheel:
+        with pytest.raises(IntegrityError):
+            wheel.read("big/noise.bin", limit=1000)
+        assert wheel.fetched < 200_000
+
+
 def test_a_beginning_costs_no_more_than_it_needs(place: Place) -> None:
     with place.open() as wheel:
         wheel.members()
