@@ -13,12 +13,13 @@ from executors.process import Executor
 from executors.sandbox import Sandbox
 
 
-def executor(store: Store, machine: str, debs: Sequence[Mapping[str, Any]]) -> Executor:
+def executor(store: Store, machine: str, debs: Sequence[Mapping[str, Any]], *, engines: bool = True) -> Executor:
     """The executor for layers of a machine.
 
     Args:
         machine: as `uname -m` says it.
         debs: the locked packages of emulators; those for this host are in the store, if it is another machine.
+        engines: False where a directory of the run is wanted: an engine brings single files only.
 
     Raises:
         ToolError: neither works; what the sandbox misses, with the cure.
@@ -29,6 +30,8 @@ def executor(store: Store, machine: str, debs: Sequence[Mapping[str, Any]]) -> E
     try:
         sandbox.abilities()
     except ToolError as missing:
+        if not engines:
+            raise
         from executors.docker import Docker
 
         try:

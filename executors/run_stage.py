@@ -43,7 +43,7 @@ def build(context: BuildContext) -> Mapping[str, Blob]:
         ToolError: this machine cannot run it; with what is missing.
     """
     params, store = context.params, context.store
-    chosen = executor(store, params["machine"], params["emulators"])
+    chosen = executor(store, params["machine"], params["emulators"], engines=False)
     memory, jobs = _room()
     last: collections.deque[str] = collections.deque(maxlen=_LAST_LINES)
     scratch = Path(tempfile.mkdtemp(prefix="run-", dir=store.directory("tmp")))

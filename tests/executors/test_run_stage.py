@@ -13,10 +13,11 @@ import pytest
 
 from cache.archive import read_index
 from cache.build import BuildContext
-from cache.errors import InputError, StageError
+from cache.errors import InputError, StageError, ToolError
 from cache.layer import LayerReader
 from cache.store import Store
 from executors import run_stage
+from executors.docker import Docker
 from tests.support.images import make_layer
 from tests.support.roots import BUSYBOX, PYTHON, as_nobody, busybox, python_for_all
 
@@ -192,6 +193,13 @@ found = stage.run(MKDIR + "mkdir -p out/d left/e; echo x > out/d/f; echo y > out
                           "chmod 0 out/g out/d left/e left out /work")
 print(sorted(stage.entries(found["index"])), sorted(path.name for path in (stage.store.root / "tmp").glob("run-*")))
 """
+
+
+def test_engine_that_brings_no_directory_is_not_asked(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.setattr(Docker, "connected", lambda *_: pytest.fail("its result would be lost after hours"))
+    with pytest.raises(ToolError, match="bubblewrap is not installed"):
+        stage.run(MKDIR + "echo x > out/x")
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
