@@ -45,28 +45,45 @@ def _runtimes(libraries: Libraries) -> Iterator[Finding]:
 
 
 def _cudnn(libraries: Libraries) -> Iterator[Finding]:
-    """cuDNN opens its parts by name when it needs them."""
-    image, table = libraries.image, libraries.facts["cudnn"]
-    parts: dict[str, list[str]] = {}
+    """cuDNN opens its parts by name when it needs them: the loader must give each copy those of its own directory."""
+    image, error = libraries.image, libraries.facts["cudnn"]["error"]
+    parts: dict[str, list[str]] = {name: [] for name in libraries.facts["cudnn"]["parts"]}
+    majors: dict[str, str] = {}
     for path in libraries.own:
         found = re.fullmatch(r"(libcudnn\w*)\.so\.(\d+)(?:\.[\d.]+)?", path.rpartition("/")[2])
         if found:
             parts.setdefault(found[1], []).append(path)
-    core = parts.get("libcudnn")
-    if not core:
+            majors[path] = found[2]
+    cores = parts["libcudnn"]
+    if not cores:
         return
-    place = core[0].rpartition("/")[0]
-    for part in table["parts"]:
-        there = parts.get(part, [])
-        if not there:
-            yield Finding("error", f"libcudnn: {part}", f"{part} is not in the image: {table['error']} at its first "
-                          "use", f"/{place}", "take all parts of one cuDNN release")
+    mixed = False
     for part, there in parts.items():
-        contents = {path if not image.tree.readable(path) else image.tree.digest(path) for path in there}
-        if len(contents) > 1 or any(path.rpartition("/")[0] != place for path in there):
-            yield Finding("error", f"libcudnn: {part}", f"{part} is there more than once, or apart from the others: "
-                          + ", ".join(f"/{path}" for path in there) + f": {table['error']}",
-                          cure="leave one cuDNN, all of it in one place")
+        if not there:
+            yield Finding("error", f"libcudnn: {part}", f"{part} is not in the image: {error} at its first use",
+                          f"/{_directory(cores[0])}", "take all parts of one cuDNN release")
+            continue
+        for core in cores:
+            place = _directory(core)
+            near = [path for path in there if _directory(path) == place]
+            given = image.find(f"{part}.so.{majors[core]}", core) if part != "libcudnn" else core
+            contents = {path if not image.tree.readable(path) else image.tree.digest(path) for path in near}
+            if len(contents) != 1 or (given is not None and _directory(given) != place):
+                yield Finding("error", f"libcudnn: {part}", f"{part} is there more than once, or apart from the "
+                              f"others: /{core} may get another one than its own of "
+                              f"{', '.join(f'/{path}' for path in there)}: {error}", f"/{given or there[0]}",
+                              "leave one cuDNN, all of it in one place, and no other in LD_LIBRARY_PATH")
+                mixed = True
+                break
+    places = sorted({_directory(path) for path in majors})
+    if len(places) > 1 and not mixed:
+        listed = " and ".join(f"/{place}" for place in places)
+        yield Finding("warning", "libcudnn", f"cuDNN lies in {listed}: a process that comes to load both gets {error}",
+                      f"/{places[0]}", "leave one cuDNN")
+
+
+def _directory(path: str) -> str:
+    return path.rpartition("/")[0]
 
 
 def _toolkit(inputs: CheckInputs) -> list[Finding]:

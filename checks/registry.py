@@ -73,7 +73,7 @@ CHECKS: tuple[Check, ...] = (
           (*_ALL_FILES, *_of("packages")), facts.closure, "checks.closure:run"),
     Check("abi", 1, "every symbol that a library leaves undefined is in what is loaded with it", LAYER_STAGES,
           _ALL_FILES, facts.abi, "checks.abi:run"),
-    Check("cuda-set", 2, "the CUDA libraries are of one release", WHEEL_STAGES,
+    Check("cuda-set", 3, "the CUDA libraries are of one release", WHEEL_STAGES,
           (*_ALL_FILES, *_of("packages")), facts.cuda_set, "checks.cuda_set:run"),
     Check("advisories", 1, "no part has a known security hole, nor a fault that this device meets",
           (*WHEEL_STAGES, "triton"), (*_of("packages"), ("triton", "packages")), facts.advisories,

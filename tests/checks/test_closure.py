@@ -349,9 +349,10 @@ def test_private_copy_of_the_runtime_is_reported(image: Gates, compiler: Compile
 PARTS = ("", "_adv", "_cnn", "_ops", "_graph", "_heuristic", "_engines_precompiled", "_engines_runtime_compiled")
 
 
-def cudnn(compiler: Compiler, directory: str = f"{SITE}/nvidia/cudnn/lib") -> dict[str, bytes | str]:
-    return {f"{directory}/libcudnn{part}.so.9": compiler.library(f"libcudnn{part}.so.9", f"int v{len(directory)};")
-            for part in PARTS}
+def cudnn(compiler: Compiler, directory: str = f"{SITE}/nvidia/cudnn/lib",
+          flags: tuple[str, ...] = ()) -> dict[str, bytes | str]:
+    return {f"{directory}/libcudnn{part}.so.9":
+            compiler.library(f"libcudnn{part}.so.9", f"int v{len(directory)};", flags=flags) for part in PARTS}
 
 
 def test_whole_cudnn(image: Gates, compiler: Compiler) -> None:
@@ -374,6 +375,20 @@ def test_second_cudnn(image: Gates, compiler: Compiler) -> None:
     other = compiler.library("libcudnn_ops.so.9", "int other;")
     image.files("cuda", {**cudnn(compiler), f"{LIB}/libcudnn_ops.so.9": other})
     assert list(findings(image, "cuda-set")) == ["libcudnn: libcudnn_ops"]
+
+
+def test_two_whole_cudnns(image: Gates, compiler: Compiler) -> None:
+    """A base image's beside that of the wheels, which look for their parts beside themselves first."""
+    near = ("-Wl,--enable-new-dtags,-rpath,$ORIGIN",)
+    files = {**cudnn(compiler, flags=near), **cudnn(compiler, LIB)}
+    image.files("cuda", files)
+    assert {name: found.severity for name, found in findings(image, "cuda-set").items()} == {"libcudnn": "warning"}
+    image.target["image"]["environment"]["LD_LIBRARY_PATH"] = f"/{LIB}"  # goes before RUNPATH
+    assert {name: found.severity for name, found in findings(image, "cuda-set").items()} == {
+        f"libcudnn: libcudnn{part}": "error" for part in PARTS[1:]}
+    image.target["image"]["environment"] = {}
+    image.files("cuda", {**cudnn(compiler), **cudnn(compiler, LIB)})  # these do not
+    assert "libcudnn: libcudnn_ops" in findings(image, "cuda-set")
 
 
 def test_cuda_minors(image: Gates) -> None:
