@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +29,10 @@ FORMAT = "stagecraft.rebuild.v1"
 #: Differences told of one stage; the rest is counted.
 _MOST = 20
 _TEXT_LIMIT = 16 << 20
+#: An output that is no layer is read whole up to here.
+_WHOLE = 256 << 20
+#: Seconds for diffoscope and one file.
+_PATIENCE = 120
 
 
 @dataclass(frozen=True)
@@ -96,13 +100,19 @@ def differences(store: Store, stored: Record, fresh: Record) -> list[Difference]
         other = fresh.outputs.get(name)
         if other is None or other.digest == blob.digest:
             continue
-        if name == "index":
+        index = "index" if name == "layer" else f"{name}-index"
+        if name == "index" or (name.endswith("-index") and name.removesuffix("-index") in stored.outputs):
             continue  # told by the layer that it describes
-        if name == "layer" and "index" in stored.outputs:
-            found += list(_layers(store, stored.outputs["index"].digest, fresh.outputs["index"].digest))
+        if index in stored.outputs and index in fresh.outputs:
+            found += [replace(item, output=name) for item in
+                      _layers(store, stored.outputs[index].digest, fresh.outputs[index].digest)]
+        elif max(blob.size, other.size) > _WHOLE:
+            found.append(Difference(name, "", f"{blob.size} bytes then {other.size}, too large to look into"))
         else:
             found += [Difference(name, "", what) for what in _contents(store.read(blob.digest),
                                                                        store.read(other.digest))]
+    if not found and stored.outputs_digest() != fresh.outputs_digest():
+        found.append(Difference("index", "", "an index, not what it describes"))
     return found
 
 
@@ -182,6 +192,11 @@ def _diffoscope(one: bytes, other: bytes) -> Iterator[str]:
         paths = [Path(directory, name) for name in ("first", "second")]
         for path, data in zip(paths, (one, other), strict=True):
             path.write_bytes(data)
-        said = subprocess.run([program, "--text", "-", "--max-report-size", "20000", *map(str, paths)],
-                              capture_output=True, text=True, check=False).stdout
+        try:
+            said = subprocess.run([program, "--text", "-", "--max-report-size", "20000", *map(str, paths)],
+                                  stdin=subprocess.DEVNULL, capture_output=True, encoding="utf-8", errors="replace",
+                                  check=False, timeout=_PATIENCE).stdout
+        except subprocess.TimeoutExpired:
+            yield f"diffoscope: nothing after {_PATIENCE} s"
+            return
     yield from (f"diffoscope: {line}" for line in said.splitlines()[3:23])

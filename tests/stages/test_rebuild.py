@@ -9,7 +9,10 @@ from typing import Any
 
 import pytest
 
+from cache.archive import LayerWriter
 from cache.errors import NondeterminismError, StageError
+from cache.record import Record
+from cache.store import Store
 from stages import rebuild
 from stages.builders import Builder
 from stages.graph import Graph, Stage
@@ -130,6 +133,26 @@ def test_elf_files_that_differ_outside_sections(session: Session, capsys: pytest
 def test_text_output(session: Session, capsys: pytest.CaptureFixture[str]) -> None:
     found = told(session, capsys, {"a": (b"1\n2\n", 0o644)}, {"a": (b"1\n2\n3\n", 0o644)}, "note")
     assert found == [("out", "", "2 lines then 3")]
+
+
+def test_layers_of_any_name_are_looked_into(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As those of a source tree, which may be larger than what is read whole."""
+    store = Store.open(tmp_path / "store")
+    monkeypatch.setattr(rebuild, "_WHOLE", 100)
+
+    def record(text: bytes) -> Record:
+        with LayerWriter(store) as writer:
+            writer.file("a", len(text), [text])
+            layer = writer.finish()
+        return Record("sha256:" + "0" * 64, {}, {"csrc": layer.layer, "csrc-index": layer.index,
+                                                 "blob": store.put(text * 100)})
+
+    found = rebuild.differences(store, record(b"one\n"), record(b"two\n"))
+    assert [(item.output, item.path, item.what) for item in found] == [
+        ("csrc", "a", "line 1: 'one' then 'two'"), ("blob", "", "400 bytes then 400, too large to look into")]
+    one = record(b"x")
+    other = Record(one.key, {}, {**one.outputs, "csrc-index": store.put(b"another")})
+    assert [item.output for item in rebuild.differences(store, one, other)] == ["index"]
 
 
 def test_first_result_stays_and_the_ledger_says_so(session: Session, capsys: pytest.CaptureFixture[str]) -> None:
