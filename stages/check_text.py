@@ -34,7 +34,7 @@ def text(report: CheckReport, columns: int = 0) -> str:
     for judged in sorted(report.checks, key=lambda one: one in report.blocking):
         found = list(_findings(judged, columns))
         if found:
-            lines += ["", f"{judged.check.id}: {judged.check.title}", *found]
+            lines += ["", *_wrapped(f"{judged.check.id}: {judged.check.title}", "", columns), *found]
     return "\n".join([*lines, "", *textwrap.wrap(summary(report), columns)])
 
 

@@ -17,6 +17,7 @@ from checks import facts
 from checks.kernels import DamagedCodeError, DeviceCode, Headers, device_codes, headers
 from checks.loadability import Device, Way, way
 from checks.registry import WHEEL_STAGES
+from stages.schema import nearest
 
 if TYPE_CHECKING:
     from cache.store import Store
@@ -121,20 +122,24 @@ def survey(store: Store, indexes: Mapping[str, str], device: Device, site: str,
     """
     left = list(names)
     found: list[Library] = []
+    seen: list[str] = []
     for stage, index in indexes.items():
         with LayerReader(store, index) as layer:
             chosen = {path: name for name in left for path in (f"{site}/{name}", name.lstrip("/"))
                       if (entry := layer.resolve(path)) is not None and entry["type"] == "file"}
             left = [name for name in left if name not in chosen.values()]
             known = headers(store, layer, index)
+            seen += [path.removeprefix(f"{site}/") for path in known]
             whole = list(chosen) if names else list(known) if stage == "vllm" else []
             codes = device_codes(store, layer, whole)
             found += [_by_kernels(path, stage, codes[path], device) for path in whole]
             if not names:
                 found += [_by_headers(path, stage, known[path], device) for path in known if path not in codes]
     if left:
+        guess = nearest(left[0], seen)
         raise InputError(f"no such file in the layers of the wheels: {left[0]}",
-                         cure="a path below the site directory (vllm/_C.abi3.so) or from the image's root")
+                         expected="a path below the site directory (vllm/_C.abi3.so) or from the image's root",
+                         cure=f"did you mean {guess}?" if guess else None)
     return sorted(found, key=lambda library: (library.stage != "vllm", library.path))
 
 

@@ -36,7 +36,8 @@ def _case(suite: Xml.Element, judged: Judged, report: CheckReport) -> None:
         _add(case, "error", judged.problem.message, judged.problem.diagnostics(), judged.problem.code)
     elif judged.state == "failed":
         blocking = [one for one in judged.findings if one.blocks]
-        message = f"{len(blocking)} finding{'s' * (len(blocking) > 1)}; not so: {judged.check.title}"
+        first = blocking[0].finding
+        message = f"{first.subject}: {first.message}" + f" (and {len(blocking) - 1} more)" * (len(blocking) > 1)
         _add(case, "failure", message, "\n".join(map(_line, blocking)), "gate")
     elif judged.state == "skipped":
         # A viewer takes a skipped case for no trouble; who asked for --strict does not.

@@ -313,6 +313,9 @@ def _known_task(word: str, root: Path, project: Project | None) -> None:
                          else "./doit list shows all tasks")
     elif colon and target not in targets:
         raise _unknown(f"no target {target!r}", f"{verb}:", target, targets, shown="", behind=more + part)
+    elif more and verb == "check":
+        raise InputError(f"no task {word!r}", expected=f"./doit check:{target}, which judges all gates",
+                         cure=f"./doit gate:{target}:{part} judges one")
     elif more and verb not in ("log", "gate", "rebuild", "shell"):
         raise InputError(f"no task {word!r}", cure=f"did you mean ./doit {verb}:{target}?")
     elif more or (colon and verb in ("gate", *STAGES)):

@@ -173,7 +173,8 @@ def test_junit_is_read_back_by_its_readers() -> None:
     assert "reason: it is known" in cases["wheel-set"].system_out
     [failure] = cases["python"].result
     assert isinstance(failure, junitparser.Failure)
-    assert failure.message.startswith("3 findings")
+    assert failure.message.endswith(" (and 2 more)")
+    assert failure.text.startswith(f"error: {failure.message.removesuffix(' (and 2 more)')}\n")
     assert "cure: take another" in failure.text
     assert "table" not in failure.text
     assert "warning: table: is old" in cases["python"].system_out
@@ -247,6 +248,11 @@ def test_text_fits_eighty_columns_but_for_paths_and_names_what_to_do() -> None:
     assert "reason: it is known (until 2027-01-31)" in found
     assert "could not judge: a blob is not there" in found
     assert found.count("_C.abi3.so") == 1
+
+
+def test_long_title_fits_too() -> None:
+    judged = Judged(check("advisories"), "failed", findings=(Weighed(Finding("error", "a", "word")),))
+    assert max(map(len, text(CheckReport("small", (judged,)), 80).splitlines())) <= 80
 
 
 def test_many_notes_are_counted_and_nothing_else_is() -> None:

@@ -80,6 +80,9 @@ def test_named_libraries_are_read_whole(gates: Gates) -> None:
             (TORCH, "kernels", {"native": 2})]
     with pytest.raises(InputError, match="no such file in the layers of the wheels: torch/lib"):
         report(gates, "torch/lib")
+    with pytest.raises(InputError) as caught:
+        report(gates, "vllm/_C.abi3.so")
+    assert caught.value.cure == "did you mean vllm/_C_stable_libtorch.abi3.so?"
 
 
 def test_a_target_without_a_gpu(gates: Gates) -> None:

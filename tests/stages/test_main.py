@@ -35,6 +35,7 @@ from tests.support.project import write_target
     ("lint:x", "./doit lint"),
     ("plan:thor list", "it stands first"),
     ("bulid*", "./doit list"),
+    ("check:thor:load", "./doit gate:thor:load"),
     ("check --json", "./doit check:<target> --json"),
     ("lock --upgrade", "./doit lock:<target> --upgrade"),
     ("plan -n 4", "./doit -n … plan"),
