@@ -80,7 +80,7 @@ CHECKS: tuple[Check, ...] = (
           "checks.advisories:run"),
     Check("cpu-isa", 1, "no code needs a CPU that the target does not promise", WHEEL_STAGES,
           _of("index"), facts.cpu_isa, "checks.cpu_isa:run"),
-    Check("image", 1, "the image says what it holds, holds no secrets, and asks for no newer driver", ("image",),
+    Check("image", 2, "the image says what it holds, holds no secrets, and asks for no newer driver", ("image",),
           (("image", "config"), ("image", "manifest"), *_ALL_FILES, *_of("packages"), ("triton", "packages")),
           facts.image, "checks.image:run"),
     Check("load", 1, "torch, every required extension and vLLM load in the image's own Python", ("torch",),

@@ -15,7 +15,8 @@ from checks.verdict import Finding
 
 #: Directories in which a value that is a path names a file, not a secret.
 _PATH = re.compile(r"/(bin|etc|home|lib|mnt|opt|proc|root|run|srv|tmp|usr|var|workspace)(/[\w.+@~-]*)*")
-_PLAIN = re.compile(r"(?i)|0|1|true|false|yes|no|none|null|on|off|\$\{?\w+\}?|\{\w+\}|<[\w -]+>|x{3,}|\*+")
+_PLAIN = re.compile(r"(?i)|0|1|true|false|yes|no|none|null|on|off|\$\w+|\$\{\w+:?[-+?]?\}|\{\w+\}|<[\w -]+>|x{3,}|\*+|"
+                    r"(?:\$\(|`)\s*(?:cat\b|<).*")  # the last: out of a file, as it should be
 #: `NAME=value`, or an option with its value behind it.
 _GIVEN = re.compile(r"""(?:(?<![\w-])(?P<name>[A-Za-z_][\w.]*)=|--(?P<option>[A-Za-z][\w-]*)[=\s])"""
                     r"""(?P<value>"[^"]*"|'[^']*'|(?!-)[^\s;&|"']+)""")

@@ -122,6 +122,8 @@ def test_name_that_only_looks_like_one(name: str) -> None:
 def test_values_that_are_no_secrets() -> None:
     assert all(map(harmless, ["", "1", "true", "${TOKEN}", "$TOKEN", "/run/secrets/token", "<your token>", "xxxx",
                               "****"]))
+    assert all(map(harmless, ["$(cat /run/secrets/token)", "$(</run/secrets/token)", "`cat", "$(cat", "${TOKEN:-}"]))
+    assert not any(map(harmless, ["$(echo hunter2)", "${TOKEN:-hunter2}", "$(category)"]))
     assert not any(map(harmless, ["hunter2", "/9j4AAQ", "trueish", "a/b"]))
 
 
