@@ -2,7 +2,7 @@
 
 A patch that applies nowhere has been overtaken (facts of peers: a silent no-op); one that would fit twice may hit the
 wrong place. There is no fuzz and no line number is trusted: a hunk's own lines must be found, once, in the file.
-Files are made (`--- /dev/null`) and removed (`+++ /dev/null`) too; renames and binary patches are refused.
+Files are made (`--- /dev/null`) and removed (`+++ /dev/null`) too; renames, modes and binary patches are refused.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 from cache.errors import InputError
 
 _HUNK = re.compile(rb"@@ -\d+(?:,(\d+))? \+\d+(?:,(\d+))? @@")
-_REFUSED = (b"GIT binary patch", b"rename from ", b"copy from ", b"Binary files ")
+_REFUSED = (b"GIT binary patch", b"rename from ", b"copy from ", b"Binary files ", b"old mode ", b"new file mode 100755",
+            b"new file mode 120000")
 
 
 @dataclass
@@ -51,7 +52,8 @@ def parse(data: bytes, name: str) -> list[FilePatch]:
     while at < len(lines):
         line = lines[at]
         if line.startswith(_REFUSED):
-            raise _wrong(name, at, "a rename, a copy or a binary patch", "write it as removed and added text")
+            raise _wrong(name, at, "a rename, a copy, a link, another mode or a binary patch",
+                         "write it as removed and added text; modes stay as they are")
         if not line.startswith(b"--- "):
             if line.startswith(b"@@ "):
                 raise _wrong(name, at, "a hunk of no file", "take the whole diff")
@@ -60,6 +62,9 @@ def parse(data: bytes, name: str) -> list[FilePatch]:
         if at + 1 >= len(lines) or not lines[at + 1].startswith(b"+++ "):
             raise _wrong(name, at, "a file name without its second line", "take the whole diff")
         patch = FilePatch(_path(line, name, at), _path(lines[at + 1], name, at + 1))
+        if patch.before and patch.after and patch.before != patch.after:
+            raise _wrong(name, at, f"one file made of another: {patch.before} and {patch.after}",
+                         "take a diff of one name on both sides")
         at += 2
         while at < len(lines) and lines[at].startswith(b"@@ "):
             hunk, at = _hunk(lines, at, name)
@@ -102,7 +107,11 @@ def _hunk(lines: list[bytes], at: int, name: str) -> tuple[Hunk, int]:
 
 
 def _path(line: bytes, name: str, at: int) -> str:
-    path = line[4:].split(b"\t")[0].strip().decode("utf-8", "surrogateescape")
+    raw = line[4:].split(b"\t")[0].strip()
+    try:
+        path = raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise _wrong(name, at, f"the path {ascii(raw)}", "names of files are UTF-8") from error
     if path == "/dev/null":
         return ""
     first, _, rest = path.partition("/")

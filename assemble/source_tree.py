@@ -68,6 +68,9 @@ class _Spool:
                 path = "/".join(entry.path.split("/")[strip:])
                 if not path or entry.type == "directory":
                     continue
+                if path in found:
+                    raise IntegrityError("two files have one name without the directories above them",
+                                         where=f"{where}: {entry.path}", found=path)
                 if entry.type == "symlink":
                     found[path] = _File(target=entry.target)
                 elif entry.type == "hardlink":

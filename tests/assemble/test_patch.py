@@ -105,7 +105,10 @@ def test_git_headers_and_talk_are_passed_over() -> None:
     b"--- a/x\n+++ b/x\n@@ -1,3 +1 @@\n-a\n", b"--- a/../x\n+++ b/../x\n@@ -1 +1 @@\n-a\n+b\n",
     b"--- x\n+++ x\n@@ -1 +1 @@\n-a\n+b\n", b"diff --git a/x b/y\nrename from x\nrename to y\n",
     b"diff --git a/x b/x\nGIT binary patch\nliteral 1\n", b"--- /dev/null\n+++ /dev/null\n@@ -0,0 +1 @@\n+a\n",
-    b"--- a/x\n+++ b/x\n@@ -1 +1,2 @@\n-a\n+b\n",
+    b"--- a/x\n+++ b/x\n@@ -1 +1,2 @@\n-a\n+b\n", b"--- a/x\n+++ b/y\n@@ -1 +1 @@\n-a\n+b\n",
+    b"diff --git a/x b/x\nold mode 100644\nnew mode 100755\n--- a/x\n+++ b/x\n@@ -1 +1 @@\n-a\n+b\n",
+    b"diff --git a/x b/x\nnew file mode 120000\n--- /dev/null\n+++ b/x\n@@ -0,0 +1 @@\n+a\n",
+    b"--- /dev/null\n+++ b/\xff\n@@ -0,0 +1 @@\n+a\n",
 ])
 def test_what_is_no_patch(patch: bytes) -> None:
     with pytest.raises(InputError, match="cannot be read") as caught:

@@ -115,6 +115,11 @@ def test_hard_links_are_files(store: Store) -> None:
         assert layer.read("src/csrc/b.cu") == b"kernel\n"
 
 
+def test_names_that_become_one(store: Store) -> None:
+    with pytest.raises(IntegrityError, match="one name"):
+        built(store, [*SDIST, ("vllm-2", None), ("vllm-2/csrc/a.cu", b"another\n")])
+
+
 def test_source_without_anything_to_compile(store: Store) -> None:
     with pytest.raises(InputError, match="no file of the source"):
         built(store, csrc=["cuda/*"])
