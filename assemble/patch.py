@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from cache.errors import InputError
 
 _HUNK = re.compile(rb"@@ -\d+(?:,(\d+))? \+\d+(?:,(\d+))? @@")
-_REFUSED = (b"GIT binary patch", b"rename from ", b"copy from ", b"Binary files ", b"old mode ", b"new file mode 100755",
-            b"new file mode 120000")
+_REFUSED = (b"GIT binary patch", b"rename from ", b"copy from ", b"Binary files ", b"old mode ",
+            b"new file mode 100755", b"new file mode 120000")
 
 
 @dataclass
@@ -111,7 +111,7 @@ def _path(line: bytes, name: str, at: int) -> str:
     try:
         path = raw.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise _wrong(name, at, f"the path {ascii(raw)}", "names of files are UTF-8") from error
+        raise _wrong(name, at, f"the path {raw!a}", "names of files are UTF-8") from error
     if path == "/dev/null":
         return ""
     first, _, rest = path.partition("/")

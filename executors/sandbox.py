@@ -23,7 +23,7 @@ from typing import Any
 from cache.errors import ToolError
 from cache.store import Store
 from executors import emulator as emulation
-from executors import limits, probe, trees
+from executors import limits, probe, terminal, trees
 from executors.emulator import Emulator
 from executors.process import HOSTNAME, USER, Limits, Outcome, Process, collect, reason_of
 
@@ -100,7 +100,15 @@ class Sandbox:
     def shell(self, process: Process, scratch: Path, log: Callable[[str], None] = lambda line: None) -> int:
         """Run it on this terminal; its exit code. No limit holds."""
         with self._prepared(process, scratch, log, lambda: None, interactive=True) as prepared:
-            running, answers = probe.launch(prepared.work | {"terminal": os.isatty(0)})
+            filtered = terminal.filter_file(os.uname().machine)
+            try:
+                if filtered >= 0:
+                    prepared.work["command"][1:1] = ["--seccomp", str(filtered)]
+                running, answers = probe.launch(prepared.work | {"terminal": os.isatty(0)},
+                                                *([filtered] if filtered >= 0 else []))
+            finally:
+                if filtered >= 0:
+                    os.close(filtered)
             try:
                 failure = probe.said(answers)
                 status = running.wait()
