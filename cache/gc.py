@@ -306,9 +306,9 @@ def _plan_leftovers(store: Store, found: Found, keep_days: int | None,
         if _age(found.now, there.st_mtime_ns) >= _DERIVED_DAYS * _DAY:
             drop("derived", "derived", path, there.st_size, f"not used for {_DERIVED_DAYS} days")
     for name, there in inventory.files(store, "tmp"):
-        # A directory cannot show that it is in use, but none is in use for a day.
+        # Directories are locked where they may be in use for more than a day: what a command runs in.
         if stat.S_ISDIR(there.st_mode):
-            free = _age(found.now, there.st_mtime_ns) >= _DAY
+            free = _age(found.now, there.st_mtime_ns) >= _DAY and not _held(os.path.join(store.root, "tmp", name))
         else:
             free = not durable.locked_elsewhere(os.path.join(store.root, "tmp", name))
         if free:
@@ -323,6 +323,14 @@ def _plan_leftovers(store: Store, found: Found, keep_days: int | None,
 
 
 # -- removing -------------------------------------------------------------------------------------
+
+
+def _held(directory: str) -> bool:
+    """True too of another user's, whose locks we cannot see."""
+    try:
+        return durable.locked_elsewhere(directory)
+    except PermissionError:
+        return True
 
 
 def _sweep(store: Store, moves: list[str]) -> None:

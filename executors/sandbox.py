@@ -7,6 +7,7 @@ docs/executors.md. It writes into `scratch` only, and unpacks layers into the st
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import select
@@ -72,7 +73,8 @@ class Sandbox:
 
     def _run(self, process: Process, scratch: Path, holder: limits.Counted | limits.Cgroup,
              log: Callable[[str], None], check: Callable[[], None]) -> Outcome:
-        with contextlib.closing(holder), self._prepared(process, scratch, log, check) as prepared:
+        with contextlib.closing(holder), self._held(scratch), \
+                self._prepared(process, scratch, log, check) as prepared:
             how = [*prepared.how, *([holder.how] if holder.how else [])]
             if process.limits.cpus:
                 how.append(f"{process.limits.cpus} CPUs by affinity")
@@ -99,7 +101,8 @@ class Sandbox:
 
     def shell(self, process: Process, scratch: Path, log: Callable[[str], None] = lambda line: None) -> int:
         """Run it on this terminal; its exit code. No limit holds."""
-        with self._prepared(process, scratch, log, lambda: None, interactive=True) as prepared:
+        with self._held(scratch), \
+                self._prepared(process, scratch, log, lambda: None, interactive=True) as prepared:
             filtered = terminal.filter_file(os.uname().machine)
             try:
                 if filtered >= 0:
@@ -121,6 +124,21 @@ class Sandbox:
             if failure is not None:
                 raise _failed(failure)
             return status
+
+    @contextlib.contextmanager
+    def _held(self, scratch: Path) -> Iterator[None]:
+        """Lock the directory of the store's `tmp` that `scratch` is in: gc leaves it alone, however long we run."""
+        temporary = self.store.directory("tmp")
+        if not scratch.is_relative_to(temporary):
+            yield
+            return
+        scratch.mkdir(parents=True, exist_ok=True)
+        fd = os.open(temporary / scratch.relative_to(temporary).parts[0], os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_SH)
+            yield
+        finally:
+            os.close(fd)
 
     @contextlib.contextmanager
     def _prepared(self, process: Process, scratch: Path, log: Callable[[str], None], check: Callable[[], None], *,

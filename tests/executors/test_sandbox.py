@@ -10,9 +10,11 @@ from pathlib import Path
 import pytest
 
 from cache.errors import ToolError
+from cache.gc import collect
+from cache.store import Store
 from executors.limits import Cgroup
 from tests.support.images import make_layer
-from tests.support.roots import Bench
+from tests.support.roots import Bench, sh
 from tests.support.tarballs import make_tar
 
 
@@ -174,6 +176,23 @@ def test_what_check_raises_ends_the_run(bench: Bench) -> None:
     with pytest.raises(KeyboardInterrupt):
         bench.run("sleep 4713", check=check)
     assert not marked("4713")
+
+
+def test_collection_leaves_a_long_run_alone(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    top = bench.store.root / "tmp" / "run-1"
+    there: list[bool] = []
+
+    def days_later() -> None:
+        if not there and (top / "process/work/begun").exists():
+            os.utime(top, (0, 0))
+            collect(Store.open(bench.store.root))
+            there.append((top / "process/work/begun").exists())
+
+    outcome = bench.sandbox.run(sh("echo > begun; sleep 2", bench.layers), top / "process", check=days_later)
+    assert (outcome.ok, there) == (True, [True])
+    collect(Store.open(bench.store.root))
+    assert not top.exists()
 
 
 def test_nothing_is_left_mounted(bench: Bench) -> None:
