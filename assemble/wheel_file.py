@@ -269,7 +269,11 @@ class _Plan(WheelDestination):
         if not told:  # a signature of RECORD, or a waived row: what is there counts
             told = f"sha256={_encode(self._wheel.reader.sha256(member))}"
         algorithm, _, value = told.partition("=")
-        promise = f"{algorithm}:{base64.urlsafe_b64decode(value + '=' * (-len(value) % 4)).hex()}"
+        try:
+            promise = f"{algorithm}:{base64.urlsafe_b64decode(value + '=' * (-len(value) % 4)).hex()}"
+        except ValueError as error:
+            raise IntegrityError("a hash in RECORD cannot be read", where=f"{self._wheel.file}: {member.name}",
+                                 found=told[:80]) from error
         if scheme == "scripts" and self._wheel.reader.head(member, 8) == b"#!python":
             data = self._wheel.reader.read(member)
             if hashlib.new(algorithm, data).hexdigest() != promise.partition(":")[2]:

@@ -15,17 +15,34 @@ from checks.verdict import CheckInputs, Finding
 
 
 def run(inputs: CheckInputs) -> list[Finding]:
-    """Subjects: `<file>: <soname>`, `<file>: <version>`, `<file>: damaged`, `dlopen: <soname>`, `stub: <file>`,
-    `search path: <directory>`, `feature: <name>`, `glibc: host`."""
+    """Subjects: `<file>: <soname>`, `<file>: <version>`, `<file>: damaged`, `<file>: machine`, `dlopen: <soname>`,
+    `stub: <file>`, `search path: <directory>`, `feature: <name>`, `glibc: host`."""
     with opened(inputs) as libraries:
-        return [*_damaged(libraries), *_needed(libraries), *_versions(libraries), *_by_name(libraries, inputs),
-                *_stubs(libraries), *_host(libraries)]
+        return [*_damaged(libraries), *_foreign(libraries), *_needed(libraries), *_versions(libraries),
+                *_by_name(libraries, inputs), *_stubs(libraries), *_host(libraries)]
 
 
 def _damaged(libraries: Libraries) -> Iterator[Finding]:
     for path, why in libraries.image.damaged.items():
         yield Finding("error", f"{libraries.subject(path)}: damaged", f"a damaged ELF file: {why}", f"/{path}",
                       "take another build of its package")
+
+
+def _foreign(libraries: Libraries) -> Iterator[Finding]:
+    """Shared libraries for another machine: Python's loader fails on them, ld.so passes over them."""
+    for path, lib in libraries.image.libraries.items():
+        elf = lib.elf
+        if elf.machine in (libraries.image.machine, "cuda") or elf.kind != "shared" or ".so" not in path \
+                or libraries.optional(path) is not None:
+            continue
+        if any(found.elf.soname == elf.soname and found.elf.machine == libraries.image.machine and elf.soname
+               for found in libraries.image.libraries.values()):
+            severity, more = "info", "; one for this machine is there too"
+        else:
+            severity, more = "error", ""
+        yield Finding(severity, f"{libraries.subject(path)}: machine",
+                      f"compiled for {elf.machine}, the target is {libraries.image.machine}: cannot open shared object "
+                      f"file{more}", f"/{path}", "take the wheel for this machine")
 
 
 def _needed(libraries: Libraries) -> Iterator[Finding]:

@@ -64,7 +64,10 @@ def _differs(entry: Mapping[str, Any] | None, told: str) -> str:
     algorithm, _, value = told.partition("=")
     if algorithm != "sha256" or entry["type"] != "file":
         return ""
-    promised = "sha256:" + base64.urlsafe_b64decode(value + "=" * (-len(value) % 4)).hex()
+    try:
+        promised = "sha256:" + base64.urlsafe_b64decode(value + "=" * (-len(value) % 4)).hex()
+    except ValueError:
+        return f"the hash {value[:60]!r} cannot be read, which the"
     return "" if entry["digest"] == promised else "not what the"
 
 

@@ -19,9 +19,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
+from packaging.markers import UndefinedComparison, UndefinedEnvironmentName
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.specifiers import InvalidSpecifier, SpecifierSet
 from packaging.utils import canonicalize_name
+from packaging.version import InvalidVersion
 
 from cache.layer import LayerReader
 from checks.generated_code import SUFFIX, generated, generator
@@ -136,10 +138,14 @@ def _require(name: str, text: str, extra: str, installed: Mapping[str, Mapping[s
     except InvalidRequirement as error:
         return [Finding("error", f"{name}: {text}", f"its Requires-Dist cannot be read: {error}")]
     marker = requirement.marker
-    if marker is not None and not marker.evaluate({**target, "extra": extra}):
-        return []
-    if extra and (marker is None or marker.evaluate({**target, "extra": ""})):
-        return []  # judged without the extra
+    try:
+        if marker is not None and not marker.evaluate({**target, "extra": extra}):
+            return []
+        if extra and (marker is None or marker.evaluate({**target, "extra": ""})):
+            return []  # judged without the extra
+    except (UndefinedEnvironmentName, UndefinedComparison, InvalidVersion, InvalidSpecifier, KeyError) as error:
+        return [Finding("error", f"{name}: {text}", f"the marker of its Requires-Dist cannot be judged: {error}",
+                        cure="waive it with a reason, once you know whether it holds for the device")]
     other = canonicalize_name(requirement.name)
     subject = f"{name}: {other}{requirement.specifier}"
     for_extra = f" (extra {extra})" if extra else ""

@@ -11,6 +11,7 @@ from cache.build import BuildContext
 from cache.store import Store
 from checks.verdict import Finding
 from oci.base import build as build_base
+from tests.support.elf_factory import make_elf
 from tests.support.gates import SITE, Gates
 from tests.support.shared_objects import MACHINE, PLATFORM, Compiler
 from tests.support.tarballs import Member, make_tar, packed
@@ -183,8 +184,6 @@ def test_driver_libraries_come_from_the_device(image: Gates, compiler: Compiler)
 
 def test_wrong_machine_answers_nothing(image: Gates, compiler: Compiler) -> None:
     """The loader passes over a library for another machine and goes on."""
-    from tests.support.elf_factory import make_elf
-
     other = "aarch64" if MACHINE == "x86_64" else "x86_64"
     own = compiler.library("a.so", against=["libc.so.6"])
     image.files("deps", {f"{SITE}/a.so": own, "opt/lib/libc.so.6": make_elf(other, soname="libc.so.6")})
@@ -192,7 +191,19 @@ def test_wrong_machine_answers_nothing(image: Gates, compiler: Compiler) -> None
     compiler.library("libfar.so.1")
     image.files("deps", {f"{SITE}/a.so": compiler.library("a.so", against=["libfar.so.1"]),
                          "opt/lib/libfar.so.1": make_elf(other, soname="libfar.so.1")})
-    assert list(gates_without_dlopen(image, "closure")) == ["a.so: libfar.so.1"]
+    assert sorted(gates_without_dlopen(image, "closure")) == ["/opt/lib/libfar.so.1: machine", "a.so: libfar.so.1"]
+
+
+def test_library_for_another_machine_is_a_fault(image: Gates, compiler: Compiler) -> None:
+    """Unless one for this machine is there too, as in a wheel for several."""
+    other = make_elf("aarch64" if MACHINE == "x86_64" else "x86_64", soname="libdual.so")
+    image.files("deps", {f"{SITE}/foo/_c.abi3.so": other})
+    found, = gates_without_dlopen(image, "closure").values()
+    assert found.subject == "foo/_c.abi3.so: machine"
+    assert found.severity == "error"
+    image.files("deps", {f"{SITE}/foo/other/libdual.so": other, f"{SITE}/foo/this/libdual.so":
+                         compiler.library("libdual.so")})
+    assert gates_without_dlopen(image, "closure") == {}
 
 
 def test_newer_glibc_than_the_base_has(image: Gates, compiler: Compiler) -> None:

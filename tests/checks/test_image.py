@@ -360,3 +360,10 @@ def test_exception_for_a_record_holds(gates: Gates, tmp_path: Path) -> None:
 def test_findings_are_data(gates: Gates) -> None:
     finish(gates, {"HF_TOKEN": "hunter2"})
     assert "hunter2" not in json.dumps([vars(finding) for finding in gates.judge("image").findings])
+
+
+@pytest.mark.parametrize("told", ["sha256=x", "sha256=" + "é" * 3, "sha256="])
+def test_hash_of_record_that_cannot_be_read_is_a_difference(told: str) -> None:
+    from checks.records import _differs
+
+    assert _differs({"type": "file", "digest": "sha256:" + "0" * 64}, told)

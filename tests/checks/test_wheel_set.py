@@ -258,3 +258,11 @@ def test_generated_code_that_the_protobuf_of_the_set_refuses(gates: Gates, tmp_p
     [(subject, message)] = gates.errors("wheel-set").items()
     assert subject == "bad/a_pb2.py: protobuf"
     assert "gencode 6.33.6 runtime 6.33.5" in message
+
+
+@pytest.mark.parametrize("marker", ['implementation_version ~= "3"', 'python_version < "x.y"'])
+def test_marker_that_cannot_be_judged_is_said(gates: Gates, tmp_path: Path, marker: str) -> None:
+    """packaging raises for some: a finding, no traceback."""
+    gates.layer("deps", make_wheel(tmp_path, "odd", "1", files={"odd.py": b""}, requires=[f"other; {marker}"]))
+    for message in gates.errors("wheel-set").values():
+        assert "cannot be judged" in message or "requires other" in message
