@@ -38,7 +38,7 @@ from stages.fetching import source
 from stages.plan import state_of
 from stages.project import Project
 from tests.support.cuda import toolkit
-from tests.support.front import HERE, doit, make_project
+from tests.support.front import HERE, committed_project, doit
 from tests.support.git_server import Repository, git_server
 from tests.support.images import make_layer
 from tests.support.tarballs import make_tar
@@ -110,24 +110,13 @@ class Machine:
 
 
 @pytest.fixture(scope="module")
-def machine(tmp_path_factory: pytest.TempPathFactory) -> Machine:
-    given = os.environ.get("STAGECRAFT_TEST_STORE")
-    place = Path(given) if given else tmp_path_factory.mktemp("store") / "store"
-    root = make_project(tmp_path_factory.mktemp("project") / "project")
-    for file in (HERE / "targets").iterdir():
-        (root / "targets" / file.name).write_bytes(file.read_bytes())
-    doit(root, place, "cuda:thor", "base:thor")
-    store = Store.open(place)
-    before = os.environ.get("STAGECRAFT_STORE")
-    os.environ["STAGECRAFT_STORE"] = str(place)
-    try:
-        project = Project(root)
-        records = {name: state_of(project.graph("thor").stage(name), {}, store)[1] for name in ("base", "cuda")}
-        lock = project.lock_data("thor")
-    finally:
-        os.environ.pop("STAGECRAFT_STORE")
-        if before is not None:
-            os.environ["STAGECRAFT_STORE"] = before
+def machine(thor_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Machine:
+    root = committed_project(tmp_path_factory.mktemp("project") / "project")
+    doit(root, thor_store, "cuda:thor", "base:thor")
+    store = Store.open(thor_store)
+    project = Project(root)
+    records = {name: state_of(project.graph("thor").stage(name), {}, store)[1] for name in ("base", "cuda")}
+    lock = project.lock_data("thor")
     layers = {name: record.outputs["layer"].digest for name, record in records.items() if record is not None}
     debs = list(lock["emulator"]["debs"])
     archives = {"debian": Archive("debian", "debian")}

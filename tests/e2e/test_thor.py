@@ -6,37 +6,26 @@ Uses the store named by STAGECRAFT_TEST_STORE if it is set (CI has just built th
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.support import sarif
 from tests.support.docker_engine import registered_qemu, running_engine
-from tests.support.front import HERE, doit, make_project, manifest_of
+from tests.support.front import HERE, committed_project, doit, manifest_of
 from tests.support.qemu import qemu_aarch64
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    given = os.environ.get("STAGECRAFT_TEST_STORE")
-    if given:
-        yield Path(given)
-        return
-    made = tmp_path_factory.mktemp("thor-store") / "store"
-    yield made
-    shutil.rmtree(made, ignore_errors=True)
+def store(thor_store: Path) -> Path:
+    return thor_store
 
 
 @pytest.fixture(scope="module")
 def thor(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A project in a directory of its own with the committed targets and locks, thor built."""
-    root = make_project(tmp_path_factory.mktemp("thor") / "project")
-    for file in (HERE / "targets").iterdir():
-        shutil.copy(file, root / "targets")
+    root = committed_project(tmp_path_factory.mktemp("thor") / "project")
     doit(root, store, "build:thor")
     return root
 

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -25,26 +23,18 @@ from stages import gates
 from stages.plan import evaluate
 from stages.project import Project
 from tests.e2e.test_load import layer
-from tests.support.front import HERE, doit, make_project
+from tests.support.front import committed_project, doit
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    given = os.environ.get("STAGECRAFT_TEST_STORE")
-    if given:
-        yield Path(given)
-        return
-    made = tmp_path_factory.mktemp("thor-store") / "store"
-    yield made
-    shutil.rmtree(made, ignore_errors=True)
+def store(thor_store: Path) -> Path:
+    return thor_store
 
 
 @pytest.fixture(scope="module")
 def project(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Project:
     """A project in a directory of its own with the committed targets and locks; thor's and spark's load judged."""
-    root = make_project(tmp_path_factory.mktemp("thor") / "project")
-    for file in (HERE / "targets").iterdir():
-        shutil.copy(file, root / "targets")
+    root = committed_project(tmp_path_factory.mktemp("thor") / "project")
     doit(root, store, "gate:thor:load", "gate:spark:load")
     os.environ["STAGECRAFT_STORE"] = str(store)
     return Project(root)

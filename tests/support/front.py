@@ -62,6 +62,14 @@ def make_project(root: Path, **targets: str) -> Path:
     return root
 
 
+def committed_project(root: Path) -> Path:
+    """A project in a directory of its own with the committed targets and locks."""
+    make_project(root)
+    for file in (HERE / "targets").iterdir():
+        shutil.copy(file, root / "targets")
+    return root
+
+
 RUN = """
 import sys
 from pathlib import Path
