@@ -108,7 +108,7 @@ def process_of(inputs: CheckInputs, scratch: Path, steps: Sequence[Mapping[str, 
     shutil.copyfile(_PROGRAM, given / "load_program.py")
     for path in (given, *given.rglob("*")):  # whatever the umask: in the sandbox root is somebody else
         path.chmod(0o755 if path.is_dir() else 0o644)
-    (scratch / "work").mkdir(exist_ok=True)
+    (scratch / "build").mkdir(exist_ok=True)
     _write_steps(scratch, steps)
     environment = {**facts["environment"], **_ENVIRONMENT}
     below = facts["environment"].get("LD_LIBRARY_PATH", "")
@@ -116,12 +116,12 @@ def process_of(inputs: CheckInputs, scratch: Path, steps: Sequence[Mapping[str, 
     stages = indexes(inputs.outputs, LAYER_STAGES)
     layers = (*facts["base"], *(layer_of(inputs.store, digest) for stage, digest in stages.items() if stage != BASE))
     return Process(
-        layers, (facts["executable"], "/inputs/given/load_program.py", "/work/steps.json", "/work/results.jsonl"),
+        layers, (facts["executable"], "/inputs/given/load_program.py", "/build/steps.json", "/build/results.jsonl"),
         facts["machine"], environment, {"given": given}, LIMITS, ("results.jsonl",))
 
 
 def _write_steps(scratch: Path, steps: Sequence[Mapping[str, Any]]) -> None:
-    path = scratch / "work" / "steps.json"
+    path = scratch / "build" / "steps.json"
     path.unlink(missing_ok=True)
     path.write_text(json.dumps(list(steps)))
     path.chmod(0o644)
@@ -238,7 +238,7 @@ def _death(step: Mapping[str, Any], outcome: Outcome) -> Finding:
 def _attempt(start: Callable[[], Outcome], scratch: Path,
              steps: Sequence[Mapping[str, Any]]) -> tuple[Outcome, dict[str, tuple[str, str]]]:
     """One interpreter, in directories without anything that the one before left."""
-    work = scratch / "work"
+    work = scratch / "build"
     for left in (work, scratch / "tmp"):
         trees.discard(left)
     work.mkdir()

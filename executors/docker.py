@@ -2,7 +2,7 @@
 
 The image is loaded by the digest of its configuration and removed afterwards; nothing is pulled, and the container has
 no network. The engine may be on another machine: inputs and outputs travel through its API. `/`, owned by root, is
-read-only; `/inputs` belongs to root too; `/work` and `/tmp` are volumes that go with the container.
+read-only; `/inputs` belongs to root too; `/build` and `/tmp` are volumes that go with the container.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class Docker:
         import requests
         from docker.errors import DockerException
 
-        (scratch / "work").mkdir(parents=True, exist_ok=True)
+        (scratch / "build").mkdir(parents=True, exist_ok=True)
         try:
             with contextlib.ExitStack() as stack:
                 how = self._emulated(process, stack)
@@ -78,7 +78,7 @@ class Docker:
                 container = self._create(process, image)
                 stack.callback(_quietly, lambda: container.remove(force=True, v=True))
                 _put(container, "/inputs", process.inputs)
-                _put(container, "/work", {path.name: path for path in (scratch / "work").iterdir()})
+                _put(container, "/build", {path.name: path for path in (scratch / "build").iterdir()})
                 return self._watch(process, container, scratch, (*how, "memory and processes limited by Docker"), log,
                                    check)
         except (DockerException, requests.RequestException) as error:
@@ -146,8 +146,8 @@ class Docker:
             options["pids_limit"] = limits.pids
         return self.client.containers.create(
             image, list(process.command[1:]), entrypoint=[process.command[0]], user=f"{USER}:{USER}",
-            working_dir="/work", environment=process.variables(), network_mode="none", hostname=HOSTNAME,
-            read_only=True, volumes=["/work", "/tmp", "/inputs"], cap_drop=["ALL"],  # noqa: S108
+            working_dir="/build", environment=process.variables(), network_mode="none", hostname=HOSTNAME,
+            read_only=True, volumes=["/build", "/tmp", "/inputs"], cap_drop=["ALL"],  # noqa: S108
             security_opt=["no-new-privileges"], stdin_open=False, **options)
 
     def _watch(self, process: Process, container: Any, scratch: Path, how: tuple[str, ...],
@@ -187,9 +187,9 @@ class Docker:
         if not stopped and container.attrs["State"].get("OOMKilled"):
             stopped = memory_reason(process.limits).reason
         for name in process.outputs:
-            _get(container, name, scratch / "work")
+            _get(container, name, scratch / "build")
         return Outcome(None if stopped else status, stopped or reason_of(status), time.monotonic() - started, how,
-                       collect(process, scratch / "work"), last)
+                       collect(process, scratch / "build"), last)
 
 
 def _read(stream: Iterator[bytes], lines: queue.Queue[str]) -> None:
@@ -227,7 +227,7 @@ def _places() -> bytes:
     """The top layer: where volumes are mounted, with the owners that they take over."""
     out = b""
     for name in PLACES:
-        own = name in ("work", "tmp")
+        own = name in ("build", "tmp")
         mode = 0o1777 if name == "tmp" else 0o755
         out += tar.header(name.encode(), tar.DIRECTORY, mode, uid=USER * own, gid=USER * own)
     out += tar.header(b"tmp/home", tar.DIRECTORY, 0o755, uid=USER, gid=USER)
@@ -251,7 +251,7 @@ def _put(container: Any, place: str, files: Any) -> None:
     import tarfile
 
     def readable(member: tarfile.TarInfo) -> tarfile.TarInfo:
-        member.uid = member.gid = USER if place == "/work" else 0
+        member.uid = member.gid = USER if place == "/build" else 0
         member.uname = member.gname = ""
         member.mode = member.mode & 0o755 | (0o555 if member.isdir() or member.mode & 0o100 else 0o444)
         return member
@@ -269,12 +269,12 @@ def _get(container: Any, name: str, work: Path) -> None:
     from docker.errors import NotFound
 
     try:
-        stream, _ = container.get_archive(f"/work/{name}")
+        stream, _ = container.get_archive(f"/build/{name}")
     except NotFound:
         return
-    for entry in entries(io.BufferedReader(_Stream(stream)), where=f"/work/{name}"):
+    for entry in entries(io.BufferedReader(_Stream(stream)), where=f"/build/{name}"):
         if entry.type != "file":
-            raise StageError("an output is no plain file", where=f"/work/{name}", found=entry.type)
+            raise StageError("an output is no plain file", where=f"/build/{name}", found=entry.type)
         path = work / name
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("wb") as file:

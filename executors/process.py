@@ -21,7 +21,7 @@ ENVIRONMENT: Mapping[str, str] = {
 HOSTNAME = "stagecraft"
 USER = 1000
 #: Directories that every root has for what is mounted there.
-PLACES = ("dev", "inputs", "proc", "tmp", "work")
+PLACES = ("build", "dev", "inputs", "proc", "tmp")
 
 _NAME = re.compile(r"[\w.+-]+")
 
@@ -57,7 +57,7 @@ class Process:
         machine: that the layers are for, as `uname -m` says it.
         environment: beside `ENVIRONMENT`, and before it.
         inputs: name to a file or directory of this machine, seen read-only as `/inputs/<name>`.
-        outputs: paths of files below `/work` that are wanted.
+        outputs: paths of files below `/build` that are wanted.
     """
 
     layers: tuple[str, ...]
@@ -76,7 +76,7 @@ class Process:
                 raise ValueError(f"not a plain name: {name!r}")
         for name in self.outputs:
             if any(part in ("", ".", "..") for part in name.split("/")):
-                raise ValueError(f"not a path below /work: {name!r}")
+                raise ValueError(f"not a path below /build: {name!r}")
 
     def variables(self) -> dict[str, str]:
         """The whole environment of the command."""
@@ -93,7 +93,7 @@ class Outcome:
         how: what was done to run it so, in words.
         last: the last line that it wrote.
         whole: False where child processes could not run (an emulator without registration).
-        outputs: of the outputs that were asked for, those that it wrote: path below `/work` to the file.
+        outputs: of the outputs that were asked for, those that it wrote: path below `/build` to the file.
     """
 
     exit: int | None
@@ -110,7 +110,7 @@ class Outcome:
 
 
 class Executor(Protocol):
-    """Runs processes. `scratch` is an empty directory that the caller owns; `/work` is `scratch/work` afterwards."""
+    """Runs processes. `scratch` is an empty directory that the caller owns; `/build` is `scratch/build` afterwards."""
 
     def run(self, process: Process, scratch: Path, *, log: Callable[[str], None] = ...,
             check: Callable[[], None] = ...) -> Outcome:
@@ -161,7 +161,7 @@ def collect(process: Process, work: Path) -> dict[str, Path]:
                 break
             last = number == len(parts)
             if not (stat.S_ISREG(mode) if last else stat.S_ISDIR(mode)):
-                raise StageError("an output is no plain file", where=f"/work/{name}", found=stat.filemode(mode))
+                raise StageError("an output is no plain file", where=f"/build/{name}", found=stat.filemode(mode))
             if last:
                 found[name] = path
     return found

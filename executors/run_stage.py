@@ -2,7 +2,7 @@
 
 Inputs: `root/<nn>-<name>` (tars, lowest first), `tree/<name>` (tars, unpacked, read-only at `/inputs/<name>`),
 `file/<name>` (read-only at `/inputs/files/<name>`), `emulator/<file>` (the locked packages of emulators).
-Params: `machine` of the root, `environment`, `command`, `collect` (directory below `/work` that is the result), `into`
+Params: `machine` of the root, `environment`, `command`, `collect` (directory below `/build` that is the result), `into`
 (directory of the layer that it becomes, or ""), `emulators` (`name`, `version`, `architecture`, `sha256` of each).
 Outputs: `layer`, `index`. Files keep whether they are executable and nothing else.
 
@@ -76,7 +76,7 @@ def build(context: BuildContext) -> Mapping[str, Blob]:
             context.log(f"# {line}")
         if not outcome.ok:
             raise _failed(outcome, last, memory, jobs)
-        return _packed(context, scratch / "process" / "work")
+        return _packed(context, scratch / "process" / "build")
     finally:
         trees.discard(scratch)
 
@@ -127,7 +127,7 @@ def _packed(context: BuildContext, work: Path) -> dict[str, Blob]:
     for part in context.params["collect"].split("/"):
         result = result / part
         if not os.path.lexists(result) or not stat.S_ISDIR(result.lstat().st_mode):  # a link would lead out of it
-            raise StageError("its script left no result", expected=f"a directory /work/{context.params['collect']}")
+            raise StageError("its script left no result", expected=f"a directory /build/{context.params['collect']}")
         trees.ours(result, 0o700)
     for directory, names, files in os.walk(result, onerror=_give_up):
         for name in (*names, *files):
@@ -144,7 +144,7 @@ def _packed(context: BuildContext, work: Path) -> dict[str, Blob]:
                 trees.ours(path, 0o700 if stat.S_ISDIR(there.st_mode) else 0o400)
             found[f"{into}/{below}" if into else below] = (path, there)
     if not any(stat.S_ISREG(there.st_mode) for _, there in found.values()):
-        raise StageError("its script left no file", where=f"/work/{context.params['collect']}")
+        raise StageError("its script left no file", where=f"/build/{context.params['collect']}")
     return _layer(context, found)
 
 

@@ -97,7 +97,7 @@ class Sandbox:
                 watch.end()
             reason = stopped or _exit_reason(status, watch.last)
             return Outcome(None if stopped else status, reason, time.monotonic() - started, tuple(how),
-                           collect(process, scratch / "work"), watch.last, prepared.whole)
+                           collect(process, scratch / "build"), watch.last, prepared.whole)
 
     def shell(self, process: Process, scratch: Path, log: Callable[[str], None] = lambda line: None) -> int:
         """Run it on this terminal; its exit code. No limit holds."""
@@ -144,13 +144,13 @@ class Sandbox:
     def _prepared(self, process: Process, scratch: Path, log: Callable[[str], None], check: Callable[[], None], *,
                   interactive: bool = False) -> Iterator[_Prepared]:
         able = self.abilities()
-        for name in ("work", "tmp/home", "place", "lower"):
+        for name in ("build", "tmp/home", "place", "lower"):
             (scratch / name).mkdir(parents=True, exist_ok=True)
         if os.geteuid() == 0:
-            _give_away(scratch / "work", scratch / "tmp")
+            _give_away(scratch / "build", scratch / "tmp")
         how: list[str] = []
         work, parts = self._root(process, scratch, able, how, log, check)
-        binds = work["binds"] | {"work": str(scratch / "work"), "tmp": str(scratch / "tmp")}
+        binds = work["binds"] | {"build": str(scratch / "build"), "tmp": str(scratch / "tmp")}
         inputs, command = dict(process.inputs), list(process.command)
         registration = ""
         with contextlib.ExitStack() as stack:
@@ -226,10 +226,10 @@ def _bubblewrap(program: str, inputs: Sequence[str], process: Process, command: 
     line = [program, "--unshare-user", "--uid", str(USER), "--gid", str(USER), "--unshare-ipc", "--unshare-pid",
             "--unshare-net", "--unshare-uts", "--unshare-cgroup-try", "--hostname", HOSTNAME, "--die-with-parent",
             "--ro-bind", "/tmp/root", "/", "--proc", "/proc", "--dev", "/dev", "--bind", "/tmp/tmp", "/tmp",  # noqa: S108
-            "--bind", "/tmp/work", "/work", "--tmpfs", "/inputs"]  # noqa: S108
+            "--bind", "/tmp/build", "/build", "--tmpfs", "/inputs"]  # noqa: S108
     for name in inputs:
         line += ["--ro-bind", f"/tmp/inputs/{name}", f"/inputs/{name}"]  # noqa: S108
-    line += ["--remount-ro", "/inputs", "--chdir", "/work", "--clearenv"]
+    line += ["--remount-ro", "/inputs", "--chdir", "/build", "--clearenv"]
     for name, value in sorted(process.variables().items()):
         line += ["--setenv", name, value]
     if interactive:

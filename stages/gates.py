@@ -127,7 +127,7 @@ def judged(session: Session, target: str, check: Check) -> tuple[Verdict, GateRe
 
 
 def kept(project: Project, target: str, check: str) -> Path:
-    """Where `--keep-failed` leaves the directory of a failed check: its /work and /tmp."""
+    """Where `--keep-failed` leaves the directory of a failed check: its /build and /tmp."""
     return project.store.root / "failed" / f"{project.root_name(target)}-{check}"
 
 

@@ -118,7 +118,7 @@ def test_end_between_two_steps_passes_for_no_end_of_all() -> None:
 
 
 def test_what_the_image_left_in_its_directory_stops_nothing(tmp_path: Path) -> None:
-    work = tmp_path / "work"
+    work = tmp_path / "build"
     (work / "steps.json" / "deep").mkdir(parents=True)
     (work / "results.jsonl").mkdir()
     (tmp_path / "tmp").mkdir()

@@ -57,7 +57,7 @@ def test_same_view_as_in_the_sandbox(place: Place, tmp_path: Path) -> None:
     (tmp_path / "given").write_text("given\n")
     assert place.output("cat /etc/greeting /inputs/in; hostname; id -u; pwd; echo $HOME $LANG $TZ",
                         inputs={"in": tmp_path / "given"}) == [
-        "hello from above", "given", "stagecraft", "1000", "/work", "/tmp/home C.UTF-8 UTC"]
+        "hello from above", "given", "stagecraft", "1000", "/build", "/tmp/home C.UTF-8 UTC"]
 
 
 def test_only_work_and_tmp_can_be_written(place: Place, tmp_path: Path) -> None:

@@ -165,7 +165,7 @@ def test_failed_run_is_kept_when_asked_for(image: Image, tmp_path: Path) -> None
     keep = tmp_path / "kept" / "load"
     image.findings(files, "_C", keep=keep)
     assert (keep / "tmp" / "trace").read_text() == "here"
-    assert [json.loads(line)["state"] for line in (keep / "work" / "results.jsonl").read_text().splitlines()][:2] == [
+    assert [json.loads(line)["state"] for line in (keep / "build" / "results.jsonl").read_text().splitlines()][:2] == [
         "begun", "passed"]
     assert not list((image.store.root / "tmp").glob("load-*"))
 

@@ -72,19 +72,19 @@ int {name}() {{ hidden<<<1, 1>>>(nullptr); {name}_kernel<<<1, 1>>>(nullptr); ret
 """
 SCRIPT = b"""\
 set -eu
-cp -a /inputs/csrc/src /work/src
+cp -a /inputs/csrc/src /build/src
 # nvcc finds its parts beside itself: programs of this machine, libraries of the target.
-mkdir /work/cuda
-cp -a /cross/toolkit/nvidia/cu13/bin /cross/toolkit/nvidia/cu13/nvvm /cross/toolkit/nvidia/cu13/include /work/cuda/
-ln -s "/$SITE/nvidia/cu13/lib" /work/cuda/lib64
-export PATH=/cross/bin:/work/cuda/bin:/cross/python/cmake/data/bin:/cross/python/bin:$PATH
-cmake -S /work/src -B /work/build -G Ninja -DCMAKE_BUILD_TYPE=Release -DCMAKE_INSTALL_PREFIX=/work/out \\
-    -DCMAKE_CUDA_ARCHITECTURES="$ARCHITECTURES" -DCMAKE_CUDA_COMPILER=/work/cuda/bin/nvcc \\
+mkdir /build/cuda
+cp -a /cross/toolkit/nvidia/cu13/bin /cross/toolkit/nvidia/cu13/nvvm /cross/toolkit/nvidia/cu13/include /build/cuda/
+ln -s "/$SITE/nvidia/cu13/lib" /build/cuda/lib64
+export PATH=/cross/bin:/build/cuda/bin:/cross/python/cmake/data/bin:/cross/python/bin:$PATH
+cmake -S /build/src -B /build/build -G Ninja -DCMAKE_BUILD_TYPE=Release -DCMAKE_INSTALL_PREFIX=/build/out \\
+    -DCMAKE_CUDA_ARCHITECTURES="$ARCHITECTURES" -DCMAKE_CUDA_COMPILER=/build/cuda/bin/nvcc \\
     -DCMAKE_CUDA_HOST_COMPILER=/cross/bin/g++ -DFETCHCONTENT_FULLY_DISCONNECTED=ON \\
     -DFETCHCONTENT_SOURCE_DIR_HEADERS=/inputs/csrc/sources/headers -DPython_EXECUTABLE=/usr/bin/python3.11
-cmake --build /work/build -j "$STAGECRAFT_JOBS"
-cmake --install /work/build --strip
-objcopy --remove-section=.comment /work/out/small/_small*.so
+cmake --build /build/build -j "$STAGECRAFT_JOBS"
+cmake --install /build/build --strip
+objcopy --remove-section=.comment /build/out/small/_small*.so
 """
 
 

@@ -190,7 +190,7 @@ from pathlib import Path
 from tests.executors.test_run_stage import MKDIR, Stage
 stage = Stage(Path(sys.argv[1]))
 found = stage.run(MKDIR + "mkdir -p out/d left/e; echo x > out/d/f; echo y > out/g; echo z > left/e/f;"
-                          "chmod 0 out/g out/d left/e left out /work")
+                          "chmod 0 out/g out/d left/e left out /build")
 print(sorted(stage.entries(found["index"])), sorted(path.name for path in (stage.store.root / "tmp").glob("run-*")))
 """
 

@@ -28,15 +28,15 @@ def bench(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 def test_root_is_the_layers_and_nothing_of_this_machine(bench: Bench) -> None:
     assert bench.output("cat /etc/greeting; ls /; ls /etc") == [
-        "hello from above", "bin", "dev", "etc", "inputs", "proc", "tmp", "work", "greeting"]
+        "hello from above", "bin", "build", "dev", "etc", "inputs", "proc", "tmp", "greeting"]
     outcome = bench.run("exit 0")
     assert outcome.how == (("root joined by an overlay",) if bench.sandbox.overlay else ("root merged into one tree",))
 
 
 def test_what_a_command_sees_of_itself_is_constant(bench: Bench) -> None:
     assert bench.output("hostname; id -u; id -g; pwd; env | sort | grep -v SHLVL; cat; echo end") == [
-        "stagecraft", "1000", "1000", "/work", "HOME=/tmp/home", "LANG=C.UTF-8", "LOGNAME=stagecraft",
-        "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "PWD=/work", "TMPDIR=/tmp", "TZ=UTC",
+        "stagecraft", "1000", "1000", "/build", "HOME=/tmp/home", "LANG=C.UTF-8", "LOGNAME=stagecraft",
+        "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "PWD=/build", "TMPDIR=/tmp", "TZ=UTC",
         "USER=stagecraft", "end"]
     assert bench.output("echo $LANG $OWN", environment={"LANG": "C", "OWN": "mine"}) == ["C mine"]
 
@@ -54,7 +54,7 @@ def test_root_and_inputs_are_read_only_and_work_is_not(bench: Bench, tmp_path: P
         for path in /x /etc/greeting /inputs/in /inputs/new /bin/busybox; do
             (echo bad > $path) 2>/dev/null && echo wrote $path; done
         rm -f /etc/greeting 2>/dev/null; chmod 777 /etc 2>/dev/null; cat /etc/greeting
-        echo out > /work/o; echo tmp > /tmp/t; cat /tmp/t""", inputs={"in": tmp_path / "given"}, outputs=("o",))
+        echo out > /build/o; echo tmp > /tmp/t; cat /tmp/t""", inputs={"in": tmp_path / "given"}, outputs=("o",))
     assert lines == ["given", "hello from above", "tmp"]
     assert (tmp_path / "given").read_text() == "given\n"
 
@@ -184,10 +184,10 @@ def test_collection_leaves_a_long_run_alone(tmp_path: Path) -> None:
     there: list[bool] = []
 
     def days_later() -> None:
-        if not there and (top / "process/work/begun").exists():
+        if not there and (top / "process/build/begun").exists():
             os.utime(top, (0, 0))
             collect(Store.open(bench.store.root))
-            there.append((top / "process/work/begun").exists())
+            there.append((top / "process/build/begun").exists())
 
     outcome = bench.sandbox.run(sh("echo > begun; sleep 2", bench.layers), top / "process", check=days_later)
     assert (outcome.ok, there) == (True, [True])

@@ -22,7 +22,7 @@ import sys
 from pathlib import Path
 from tests.support.roots import Bench
 bench = Bench(Path(sys.argv[1]))
-bench.run("(setsid sleep 4721 &); echo started > /work/started; sleep 4721")
+bench.run("(setsid sleep 4721 &); echo started > /build/started; sleep 4721")
 """
 
 
@@ -43,7 +43,7 @@ def test_nothing_outlives_stagecraft(tmp_path: Path, how: signal.Signals) -> Non
     process = subprocess.Popen([sys.executable, "-c", RUNNER, str(tmp_path)], cwd=HERE, stderr=subprocess.DEVNULL)
     try:
         for _ in range(200):
-            if (tmp_path / "run1/work/started").exists():
+            if (tmp_path / "run1/build/started").exists():
                 break
             time.sleep(0.05)
         assert len(alive("4721")) >= 2
