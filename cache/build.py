@@ -13,6 +13,10 @@ def _silent_log(line: str) -> None:
     """Drop a log line."""
 
 
+def _silent_note(text: str) -> None:
+    """Drop a note."""
+
+
 def _silent_progress(done: int, total: int) -> None:
     """Drop a progress report."""
 
@@ -28,6 +32,8 @@ class BuildContext:
         platform: `{"os": "linux", "architecture": "arm64"}`, OCI names.
         log: takes one line of text without newline; kept as the stage's log.
         progress: takes (bytes done, bytes in all); may be called often and from any thread.
+        note: takes one line that stays with the record: what was used beside the inputs.
+        fresh: nothing may be reused but the inputs: this build is to be compared with another.
     """
 
     store: Store
@@ -36,3 +42,5 @@ class BuildContext:
     platform: Mapping[str, str] = field(default_factory=dict)
     log: Callable[[str], None] = _silent_log
     progress: Callable[[int, int], None] = _silent_progress
+    note: Callable[[str], None] = _silent_note
+    fresh: bool = False

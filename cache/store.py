@@ -322,14 +322,23 @@ class Store:
             durable.make_directory(f"{self._root}/{relative}", self._tmp)
         return self.root / relative
 
-    def put_log(self, key: str, text: str) -> None:
-        """Keep the log of a failed build under its action key; a later failure's takes its place."""
-        self._write_small(f"{self._root}/logs/{hex_of(key)}.log", text.encode("utf-8", "replace"), replace=True)
+    def put_log(self, key: str, chunks: Iterable[bytes]) -> None:
+        """Keep the log of a failed build (`cache.log`) under its action key; a later failure's takes its place."""
+        temporary, fd = self._temporary()
+        try:
+            with self._named_errors():
+                for chunk in chunks:
+                    durable.write_all(fd, [chunk] if chunk else [])
+                durable.seal(fd)
+                durable.replace(temporary, str(self.log_path(key)), self._tmp)
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(temporary)
+            os.close(fd)
 
-    def log(self, key: str) -> str:
-        """The log of the last failed build of an action key; empty if there is none."""
-        data = durable.contents(f"{self._root}/logs/{hex_of(key)}.log")
-        return "" if data is None else data.decode("utf-8", "replace")
+    def log_path(self, key: str) -> Path:
+        """Where the log of a failed build lies or would lie."""
+        return Path(f"{self._root}/logs/{hex_of(key)}.log")
 
     # -- roots ------------------------------------------------------------------------------------
 

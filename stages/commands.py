@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import os
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +17,9 @@ if TYPE_CHECKING:
     from stages.graph import Graph
     from stages.project import Project
     from stages.tasks import Session
+
+#: Bytes of a log's end that are shown unless all of it is asked for.
+TERMINAL = 1 << 20
 
 #: Verbs that take what `build` made somewhere else.
 DELIVERIES = ("load", "export", "push")
@@ -54,6 +59,8 @@ def option(name: str, help_: str, *, short: str = "", default: Any = "", kind: t
 KEEP_FAILED = option("keep-failed", "if a check fails that ran something, keep what it ran in for shell:<target>:load",
                      default=False, kind=bool)
 
+WHOLE = option("whole", "all of the log, however long it is", default=False, kind=bool)
+
 CHECK_OPTIONS = [
     option("junit", "write the report as JUnit XML into this file"),
     option("sarif", "write the report as SARIF 2.1.0 into this file"),
@@ -74,6 +81,8 @@ def options(verb: str) -> dict[str, Any]:
         found["pos_arg"] = "names"
     if verb == "check":
         found["params"] += CHECK_OPTIONS
+    if verb == "log":
+        found["params"] += [WHOLE]
     if verb in (*DELIVERIES, "coverage"):
         found["pos_arg"] = "names"
     return found
@@ -244,10 +253,13 @@ def logged(project: Project, target: str) -> list[str]:
 
 def log_of(session: Session, target: str, stage: str) -> Callable[..., None]:
     """`log:<target>:<stage>`."""
-    def run(as_json: bool = False) -> None:
+    def run(as_json: bool = False, whole: bool = False) -> None:
         _say_whose(session, target)
         found = _log(session, target, stage)
-        show(found, found["log"] or "(an empty log)", as_json)
+        if as_json:
+            show(found.as_json(whole), "", as_json)
+        else:
+            found.print(whole)
 
     return run
 
@@ -272,7 +284,7 @@ def shell_in(session: Session, target: str, name: str = "") -> Callable[..., Non
     return run
 
 
-def log(session: Session, target: str, as_json: bool) -> None:
+def log(session: Session, target: str, as_json: bool, whole: bool = False) -> None:
     """`log:<target>`: the logs of all stages."""
     found = []
     _say_whose(session, target)
@@ -281,8 +293,12 @@ def log(session: Session, target: str, as_json: bool) -> None:
             found.append(_log(session, target, stage))
         except InputError:
             continue
-    text = "".join(f"== {entry['stage']} ({entry['state']})\n{entry['log']}" for entry in found)
-    show(found, text or f"{target} was not built here before", as_json)
+    if as_json or not found:
+        show([entry.as_json(whole) for entry in found], f"{target} was not built here before", as_json)
+        return
+    for entry in found:
+        output(f"== {entry.stage} ({entry.state})\n")
+        entry.print(whole)
 
 
 def _say_whose(session: Session, target: str) -> None:
@@ -292,7 +308,43 @@ def _say_whose(session: Session, target: str) -> None:
         session.report.line(f"  warning: {error.message}; what follows is of the last build ({error.where})")
 
 
-def _log(session: Session, target: str, stage: str) -> dict[str, str]:
+@dataclass(frozen=True)
+class _Log:
+    """A stored log: `state` of its build (built, failed), action key, where its file is, the record's notes."""
+
+    stage: str
+    state: str
+    key: str
+    path: Path
+    notes: tuple[str, ...] = ()
+
+    def print(self, whole: bool) -> None:
+        """On standard output: its last MiB, or all of it piece by piece."""
+        from cache.log import text_of
+
+        if not whole:
+            text, before = self._end(TERMINAL)
+            output((f"(the last lines; {before} more before them: --whole)\n" if before else "")
+                   + (text or "(an empty log)\n"))
+            return
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        with self.path.open("rb") as file:
+            for piece in text_of(file, str(self.path)):
+                output(decoder.decode(piece))
+
+    def as_json(self, whole: bool) -> dict[str, Any]:
+        text, before = self._end(sys.maxsize if whole else TERMINAL)
+        return {"stage": self.stage, "state": self.state, "key": self.key, "log": text,
+                **({"lines_before": before} if before else {}), **({"notes": list(self.notes)} if self.notes else {})}
+
+    def _end(self, limit: int) -> tuple[str, int]:
+        from cache.log import end_of
+
+        with self.path.open("rb") as file:
+            return end_of(file, str(self.path), limit)
+
+
+def _log(session: Session, target: str, stage: str) -> _Log:
     """Of a stage as it is now, built or failed; else of the last build, which is all there is without a sound lock."""
     from stages.plan import evaluate, previous
 
@@ -301,19 +353,17 @@ def _log(session: Session, target: str, stage: str) -> dict[str, str]:
         key, record = evaluate(project.graph(target), project.store)[stage]
     except StagecraftError:
         key, record = "", None
-    if key and record is None:
-        failed = project.store.log(key)
-        if failed:
-            return {"stage": stage, "state": "failed", "key": key, "log": failed}
+    if key and record is None and project.store.log_path(key).exists():
+        return _Log(stage, "failed", key, project.store.log_path(key))
     if record is None:
         record = previous(project.store, project.last(target).get("stages", {}).get(stage, ""))
     if record is None or not project.store.has(str(record.facts.get("log", "sha256:" + "0" * 64))):
         raise InputError(f"no log of {stage}", where=target, cure=f"./doit {stage}:{target}")
-    return {"stage": stage, "state": "built", "key": record.key,
-            "log": project.store.read(str(record.facts["log"])).decode()}
+    return _Log(stage, "built", record.key, project.store.use(str(record.facts["log"])),
+                tuple(record.facts.get("notes", ())))
 
 
-ACTIONS: Mapping[str, Callable[[Any, str, bool], None]] = {"plan": plan, "why": why, "log": log}
+ACTIONS: Mapping[str, Callable[..., None]] = {"plan": plan, "why": why, "log": log}
 
 
 def finish(session: Session, target: str) -> Callable[..., None]:

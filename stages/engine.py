@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 from cache.build import BuildContext
 from cache.errors import IntegrityError, StagecraftError, StageError
+from cache.log import StageLog
 from cache.store import Record, Store, hex_of
 from stages.graph import BlobInput, DataInput, FileInput, Graph, SourceInput, Stage, StageInput
 from stages.plan import action_key
@@ -131,12 +132,14 @@ class Engine:
     def rebuild(self, stage: Stage, records: Mapping[str, Record]) -> Record:
         """Build a stage although the store has it; its outputs as they came now. What differs enters the ledger.
 
+        Nothing is reused but its inputs: no results of a compiler cache.
+
         Raises:
             StagecraftError: whatever went wrong, with the stage's name in `where`.
         """
         key = action_key(stage, records)
         with self.store.locked(f"build-{hex_of(key)}", poll=self.check_cancelled):
-            record, _ = self._run(stage, key, records)
+            record, _ = self._run(stage, key, records, fresh=True)
             self.store.publish(record)
         return record
 
@@ -175,14 +178,20 @@ class Engine:
                             nondeterministic=kept.outputs_digest() != record.outputs_digest())
         return kept
 
-    def _run(self, stage: Stage, key: str, records: Mapping[str, Record]) -> tuple[Record, int]:
+    def _run(self, stage: Stage, key: str, records: Mapping[str, Record], *,
+             fresh: bool = False) -> tuple[Record, int]:
         """Fetch, build, check what came; the record, which is not published yet, and the bytes that were fetched."""
+        with StageLog(self.store) as lines:
+            return self._logged(stage, key, records, lines, fresh)
+
+    def _logged(self, stage: Stage, key: str, records: Mapping[str, Record], lines: StageLog,
+                fresh: bool) -> tuple[Record, int]:
         started = time.monotonic()
-        lines: list[str] = []
         fetched = 0
+        notes: list[str] = []
 
         def log(line: str) -> None:
-            lines.append(line)
+            lines.line(line)
             self.observer.event("log", stage.name, line=line)
 
         def progress(done: int, total: int) -> None:
@@ -194,7 +203,7 @@ class Engine:
             fetch_ms = _ms(started)
             inputs = self._inputs(stage, records)
             self.observer.event("build", stage.name, key=key)
-            context = BuildContext(self.store, stage.params, inputs, stage.platform, log, progress)
+            context = BuildContext(self.store, stage.params, inputs, stage.platform, log, progress, notes.append, fresh)
             outputs = dict(stage.builder.load()(context))
             if set(outputs) != set(stage.builder.outputs):
                 raise StageError("the builder gave other outputs than it declares", where=stage.name,
@@ -208,9 +217,10 @@ class Engine:
             self._keep_failed_log(key, lines, error)
             where = f"stage {stage.name} {error.filename or ''}".rstrip()
             raise StageError(error.strerror or str(error), where=where) from error
-        logged = self.store.put("".join(line + "\n" for line in lines).encode())
-        facts = {"ms": _ms(started), "fetch_ms": fetch_ms, "fetched": fetched, "log": logged.digest,
+        facts = {"ms": _ms(started), "fetch_ms": fetch_ms, "fetched": fetched, "log": lines.publish().digest,
                  "finished": int(time.time()), "stage": stage.name, "host": dict(self.facts)}
+        if notes:
+            facts["notes"] = notes
         return Record(key, stage.derivation(_outputs(records, stage)), outputs, facts), fetched
 
     def _fetch(self, stage: Stage) -> int:
@@ -265,11 +275,13 @@ class Engine:
             if isinstance(item, SourceInput) and sha256((self.root / item.path).read_bytes()) != item.digest:
                 raise _moved(item.path)
 
-    def _keep_failed_log(self, key: str, lines: list[str], error: Exception) -> None:
+    def _keep_failed_log(self, key: str, lines: StageLog, error: Exception) -> None:
         """The log of a failed build, for `log:<target>:<stage>`; best effort, the error itself comes first."""
         text = error.diagnostics() if isinstance(error, StagecraftError) else repr(error)
         try:
-            self.store.put_log(key, "\n".join([*lines, text, ""]))
+            for line in text.splitlines():
+                lines.line(line)
+            lines.keep(key)
         except StagecraftError:
             return
 

@@ -43,7 +43,8 @@ VERBS = {
 REPORTS = ("plan", "why", "log", "check", "coverage", "preflight")
 
 #: Names that stages may have; `./doit list` shows them even for a checkout in which no target has them all.
-STAGES = ("base-facts", "base", "cuda", "torch", "deps", "vllm", "triton", "serve", "image", "attest")
+STAGES = ("base-facts", "base", "cuda", "torch", "vllm-source", "vllm-compiler", "vllm-toolkit", "vllm-requires",
+          "vllm-extensions", "vllm-wheel", "deps", "vllm", "triton", "serve", "image", "attest")
 
 
 class NoDatabase:
@@ -97,7 +98,7 @@ class Session:
 
                 project = self.project
                 self._engines[target] = Engine(
-                    project.store, project.root, fetcher(project.root, project.suites),
+                    project.store, project.root, fetcher(project.root, project.suites, project.trees),
                     reporting.OfTarget(self.report, target), facts(), self.cancelled)
             return self._engines[target]
 
@@ -331,7 +332,7 @@ def _target_tasks(session: Session, target: str, twins: dict[str, str]) -> Itera
     logged = commands.logged(session.project, target)
     for name in logged if graph is not None else dict.fromkeys([*logged, *STAGES]):
         yield _task(session, "log", f"{target}:{name}", f"the log of {name}", commands.log_of(session, target, name),
-                    params=[JSON])
+                    **commands.options("log"))
     for name in _shells(graph) if graph else ():
         yield _task(session, "shell", f"{target}:{name}", f"a shell in the root of {name}",
                     commands.shell_in(session, target, name), task_dep=_below_shell(graph, name))

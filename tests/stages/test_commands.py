@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from cache.log import StageLog
+from cache.store import Store
+from stages import commands
 from stages.tasks import Session, guarded
 from tests.support.built import built_session
 from tests.support.front import doit
@@ -71,3 +74,22 @@ def test_log_of_a_stage_that_was_never_built_is_named(session: Session, tmp_path
     done = doit(root, tmp_path / "store", "log:small:dpes", rc=110)
     assert "did you mean ./doit log:small:deps?" in done.stderr
     assert "no log of torch" in doit(root, tmp_path / "store", "log:small:torch", rc=110).stderr
+
+
+def test_long_log_is_shown_by_its_end(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
+    with StageLog(store) as written:
+        for number in range(200_000):
+            written.line(f"line {number}")
+        path = store.path_of(written.publish().digest)
+    log = commands._Log("vllm", "built", "sha256:" + "1" * 64, path, ("a note",))
+    log.print(whole=False)
+    first, *rest = capsys.readouterr().out.splitlines()
+    before = int(first.split()[3])
+    assert rest == [f"line {number}" for number in range(before, 200_000)]
+    assert 0 < before < 200_000
+    log.print(whole=True)
+    assert capsys.readouterr().out.splitlines() == [f"line {number}" for number in range(200_000)]
+    found = log.as_json(whole=False)
+    assert (found["lines_before"], found["notes"]) == (before, ["a note"])
+    assert found["log"].splitlines() == rest
+    assert "lines_before" not in log.as_json(whole=True)

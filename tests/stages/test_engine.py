@@ -187,3 +187,16 @@ def test_missing_output_blob_of_a_dependency_is_an_integrity_error(store: Store,
     store.path_of(records["s0"].outputs["out"].digest).unlink()
     with pytest.raises(IntegrityError):
         worker.realise(graph.stages[1], records)
+
+
+def test_what_a_build_used_beside_its_inputs_stays_with_the_record(store: Store, tmp_path: Path) -> None:
+    """And building again to compare says so to the builder."""
+    worker, _ = engine(store, tmp_path)
+    one = stage("s0", "text", entry="noting")
+    record = worker.realise(one, {})
+    assert record.facts["notes"] == ["fresh: False"]
+    assert worker.rebuild(one, {}).facts["notes"] == ["fresh: True"]
+    found = store.lookup(record.key)
+    assert found is not None
+    assert found.facts["notes"] == ["fresh: False"]
+    assert "notes" not in worker.realise(stage("s1", "text"), {}).facts

@@ -52,6 +52,11 @@ def broken(context: BuildContext) -> Mapping[str, Blob]:
     raise OSError(5, "Input/output error")
 
 
+def noting(context: BuildContext) -> Mapping[str, Blob]:
+    context.note(f"fresh: {context.fresh}")
+    return {"out": context.store.put(b"noted")}
+
+
 def lying(context: BuildContext) -> Mapping[str, Blob]:
     return {"other": context.store.put(b"x")}
 
