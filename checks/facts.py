@@ -161,7 +161,7 @@ def load(target: Data, lock: Data) -> dict[str, Any]:
         "base": [layer["digest"] for layer in base["layers"]] if base["kind"] == "image" else [],
         "rows": [{"module": row["file"].partition(".")[0].replace("/", "."), "file": row["file"]}
                  for row in extensions(target, lock)["rows"]],
-        "wheels": sorted({wheel["name"] for wheel in lock["wheels"]} & {"torch", "torchvision", "vllm"}),
+        "wheels": sorted(_distributions(lock) & {"torch", "torchvision", "vllm"}),
         "stubs": [{"name": row["name"], "symbols": row["symbols"], "value": row["value"]}
                   for row in _table(LIBRARIES)["driver"] if "value" in row],
         "emulator": [{key: deb[key] for key in ("name", "version", "architecture", "sha256")}
@@ -172,7 +172,7 @@ def load(target: Data, lock: Data) -> dict[str, Any]:
 def advisories(target: Data, lock: Data) -> dict[str, Any]:
     """The rows for packages of the lock, for the server that its wheel carries, and for the device's memory."""
     table = _table("checks/data/advisories.yaml")
-    there = {wheel["name"] for wheel in lock["wheels"]}
+    there = _distributions(lock)
     rows = [row for row in table["advisories"] if row["part"] in there]
     rows += [row for row in table["faults"] if row["part"] in there and row["memory"] == target["device"].get("memory")]
     if "triton" in target:
@@ -200,7 +200,10 @@ def image(target: Data, lock: Data) -> dict[str, Any]:
         "cuda": "" if cuda == "none" else cuda, "driver": "" if floor == "none" else floor,
         "arch_list": str(device.get("arch_list", "")),
         "labels": {name: text for name, text in labels.items() if text != "none"},
-        "wheels": {wheel["file"].rpartition("/")[2]: wheel["sha256"] for wheel in lock["wheels"]},
+        # What is compiled here has no hash before: its inputs have.
+        "wheels": {wheel["file"].rpartition("/")[2]: wheel["sha256"] for wheel in lock["wheels"]}
+        | {wheel_file(package["name"], package["version"], python["version"], machine(target)): ""
+           for package in lock.get("sources", ())},
         "collisions": [entry["path"] for entry in target["wheels"].get("collisions", ())],
         "secrets": {"names": [_without_source(row) for row in secrets["names"]], "read": secrets["read"],
                     "shapes": [_without_source(row) for row in secrets["shapes"]],
@@ -236,8 +239,22 @@ def pins(lock: Data) -> dict[str, Any]:
     """What of a lock is in an image: not when, from which suites and through which indexes it was resolved."""
     base = {key: value for key, value in lock["base"].items() if key in ("kind", "digest")}
     return {"base": base, "python": lock["python"]} | {
-        section: [{key: value for key, value in entry.items() if key != "index"} for entry in lock[section]]
-        for section in ("debs", "wheels", "files")}
+        section: [_without_index(entry) for entry in lock[section]] for section in ("debs", "wheels", "files")} | (
+        {"sources": [_source_pins(package) for package in lock["sources"]]} if lock.get("sources") else {})
+
+
+def _without_index(entry: Data) -> dict[str, Any]:
+    return {key: value for key, value in entry.items() if key != "index"}
+
+
+def _source_pins(package: Data) -> dict[str, Any]:
+    """What was compiled, and with what; whose server gave it is no part of that."""
+    source = {key: value for key, value in package["source"].items() if key not in ("index", "repository")}
+    return {"name": package["name"], "version": package["version"], "source": source,
+            "trees": [{key: tree[key] for key in ("name", "revision", "tree")} for tree in package["trees"]],
+            "stubs": sorted(package["stubs"]),
+            "tools": {key: [_without_index(file) for file in package["tools"][key]]
+                      for key in ("debs", "toolkit", "requires")}}
 
 
 def _libraries(target: Data, lock: Data) -> dict[str, Any]:
@@ -268,7 +285,25 @@ def environment(target: Data, lock: Data) -> dict[str, str]:
 
 def _vllm(lock: Data) -> str:
     """The version of the locked vLLM; empty without one."""
-    return next((str(wheel["version"]) for wheel in lock["wheels"] if wheel["name"] == "vllm"), "")
+    return next((str(one["version"]) for one in (*lock["wheels"], *lock.get("sources", ()))
+                 if one["name"] == "vllm"), "")
+
+
+def _distributions(lock: Data) -> set[str]:
+    """Names of what the image's Python has, wheels of an index and what is compiled."""
+    return {str(one["name"]) for one in (*lock["wheels"], *lock.get("sources", ()))}
+
+
+def wheel_tag(python: str, machine: str) -> str:
+    """The tag of a wheel that was compiled for one image: its Python ("3.11"), its machine, its C library."""
+    tag = "cp" + python.replace(".", "")
+    return f"{tag}-{tag}-linux_{machine}"
+
+
+def wheel_file(name: str, version: str, python: str, machine: str) -> str:
+    """The file name of such a wheel (PEP 427)."""
+    escaped = re.sub(r"[-_.]+", "_", name).lower()
+    return f"{escaped}-{version.replace('-', '_')}-{wheel_tag(python, machine)}.whl"
 
 
 def _without_source(row: Data) -> dict[str, Any]:

@@ -126,7 +126,7 @@ def _same(one: str, two: str) -> bool:
 
 
 def locked(listed: Iterable[Mapping[str, Any]], wheels: Mapping[str, str]) -> list[Finding]:
-    """Wheels in the layers and wheels in the lock (file to sha256), each against the other. Pure.
+    """Wheels in the layers and wheels in the lock (file to sha256, empty if it was compiled), each against the other.
 
     Subject: `lock: <file>`.
     """
@@ -134,7 +134,7 @@ def locked(listed: Iterable[Mapping[str, Any]], wheels: Mapping[str, str]) -> li
     found = [(file, "the lock names it, no layer has it") for file in wheels if file not in there]
     found += [(file, "a layer has it, the lock does not name it") for file in there if file not in wheels]
     found += [(file, "a layer has it with other bytes than the lock names")
-              for file, digest in there.items() if file in wheels and digest != f"sha256:{wheels[file]}"]
+              for file, digest in there.items() if wheels.get(file) and digest != f"sha256:{wheels[file]}"]
     return [Finding("error", f"lock: {file}", what, file, "build again") for file, what in sorted(found)]
 
 

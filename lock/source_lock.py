@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from cache import untar
@@ -39,6 +39,8 @@ class SourceRequest:
         repository, tag: of one from Git; the tag may be a revision, a tag or a branch.
         submodules: of its own that are wanted, for one from Git.
         stubs: names of pinned sources that an empty tree stands for: nothing of them is fetched.
+        stubs_if_pinned: the same, but nothing is wrong if this version does not pin them.
+        pins: name of a pinned source to the repository ("" for the pinned one) and tag that count instead.
         variables: what CMake would know when it configures: `VLLM_TARGET_DEVICE`.
     """
 
@@ -50,6 +52,8 @@ class SourceRequest:
     submodules: tuple[str, ...] = ()
     stubs: frozenset[str] = frozenset()
     variables: Mapping[str, str] = field(default_factory=dict)
+    stubs_if_pinned: frozenset[str] = frozenset()
+    pins: Mapping[str, tuple[str, str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -79,18 +83,21 @@ class LockedSource:
         source: of an sdist `kind`, `file`, `size`, `sha256`, `index`; of Git `kind`, `repository`, `pinned`,
             `revision`, `tree`, `size`, `submodules`.
         trees: in the order in which CMake meets them.
-        stubs: those pinned sources that an empty tree stands for.
+        stubs: those pinned sources that an empty tree stands for, each with its variable as in `LockedTree`.
+        digest, strip: of the archive in the store, and how many directories stand at the front of its paths.
     """
 
     name: str
     version: str
     source: Mapping[str, Any]
     trees: tuple[LockedTree, ...]
-    stubs: tuple[str, ...] = ()
+    stubs: Mapping[str, str] = field(default_factory=dict)
+    digest: str = ""
+    strip: int = 0
 
     def to_json(self) -> dict[str, Any]:
         return {"name": self.name, "version": self.version, "source": dict(self.source),
-                "trees": [tree.to_json() for tree in self.trees], "stubs": list(self.stubs)}
+                "trees": [tree.to_json() for tree in self.trees], "stubs": dict(sorted(self.stubs.items()))}
 
 
 def lock_source(store: Store, request: SourceRequest, indexes: Indexes,
@@ -111,17 +118,20 @@ def lock_source(store: Store, request: SourceRequest, indexes: Indexes,
     mirrors = mirrors or {}
     source, digest, strip = _source(store, request, indexes, mirrors, log)
     texts = _texts(store, digest, f"{request.name} {request.version}", strip)
-    found = pins(texts.get, request.variables)
-    unpinned = sorted(request.stubs - {pin.name for pin in found})
+    found = [_moved(pin, request.pins) for pin in pins(texts.get, request.variables)]
+    there = {pin.name for pin in found}
+    unpinned = sorted((request.stubs | request.pins.keys()) - there)
     if unpinned:
-        raise LockError(f"nothing pins the stub {unpinned[0]}", where=f"{request.name} {request.version}",
+        raise LockError(f"nothing pins {unpinned[0]}, which the target names under stubs or pins",
+                        where=f"{request.name} {request.version}",
                         expected=", ".join(pin.name for pin in found) or "no pinned source at all",
-                        cure="leave it out of the stubs")
+                        cure="leave it out")
+    stubs = request.stubs | (request.stubs_if_pinned & there - request.pins.keys())
     trees: list[LockedTree] = []
     missing: list[FetchError] = []
     before = {(tree.repository, tree.pinned): tree for tree in known}
     for pin in found:
-        if pin.name in request.stubs:
+        if pin.name in stubs:
             continue
         try:
             trees.append(_tree(store, pin, mirrors, before.get((pin.repository, pin.tag)), log))
@@ -129,7 +139,25 @@ def lock_source(store: Store, request: SourceRequest, indexes: Indexes,
             missing.append(error)
     if missing:
         raise _away(request, missing)
-    return LockedSource(request.name, request.version, source, tuple(trees), tuple(sorted(request.stubs)))
+    return LockedSource(request.name, request.version, source, tuple(trees),
+                        {pin.name: pin.override for pin in found if pin.name in stubs}, digest, strip)
+
+
+def _moved(pin: Pin, pins: Mapping[str, tuple[str, str]]) -> Pin:
+    """A pin with what the target says instead."""
+    repository, tag = pins.get(pin.name, ("", ""))
+    return replace(pin, repository=repository or pin.repository, tag=tag) if tag else pin
+
+
+def texts_of(store: Store, digest: str, strip: int, names: Collection[str] | None, where: str) -> dict[str, str]:
+    """Some small files of a source by their paths, or all text files (`.txt`) for None; what is not there is left out.
+
+    Raises:
+        IntegrityError: the archive is malformed.
+    """
+    if names is None:
+        return _texts(store, digest, where, strip, lambda path: path.endswith(".txt"))
+    return _texts(store, digest, where, strip, frozenset(names).__contains__)
 
 
 def _source(store: Store, request: SourceRequest, indexes: Indexes, mirrors: Mapping[str, Sequence[str]],
@@ -162,13 +190,18 @@ def _source(store: Store, request: SourceRequest, indexes: Indexes, mirrors: Map
             "index": request.index}, wanted.digest, 1
 
 
-def _texts(store: Store, digest: str, where: str, strip: int) -> dict[str, str]:
-    """The CMake files of an archive by their paths."""
+def _cmake(path: str) -> bool:
+    return _CMAKE.fullmatch(path) is not None
+
+
+def _texts(store: Store, digest: str, where: str, strip: int,
+           wanted: Callable[[str], bool] = _cmake) -> dict[str, str]:
+    """Files of an archive by their paths: its CMake files, if nothing else is wanted."""
     found: dict[str, str] = {}
     with store.open_blob(digest) as file:
         for entry in untar.entries(file, where=where, limits=_LIMITS):
             path = "/".join(entry.path.split("/")[strip:])
-            if entry.type == "file" and _CMAKE.fullmatch(path) and entry.size <= _TEXT_LIMIT:
+            if entry.type == "file" and wanted(path) and entry.size <= _TEXT_LIMIT:
                 found[path] = entry.read(_TEXT_LIMIT).decode("utf-8", "replace")
     return found
 

@@ -7,7 +7,7 @@ https://slsa.dev/spec/v1.0/provenance, https://github.com/in-toto/attestation/tr
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 from urllib.parse import quote
 
@@ -47,11 +47,17 @@ def provenance(target: str, manifest: str, pins: Mapping[str, Any], purls: Mappi
 def materials(pins: Mapping[str, Any], purls: Mapping[str, str]) -> list[dict[str, Any]]:
     """Every locked input as a resource descriptor (`uri`, `name`, `digest`), each once, sorted."""
     found: dict[tuple[str, str], dict[str, Any]] = {}
-    for section in ("debs", "wheels", "files"):
-        for entry in pins.get(section, ()):
+    sources = pins.get("sources", ())
+    tools = [("debs", package["tools"]["debs"]) for package in sources]
+    tools += [("wheels", package["tools"][part]) for package in sources for part in ("toolkit", "requires")]
+    for section, entries in [*((section, pins.get(section, ())) for section in ("debs", "wheels", "files")), *tools]:
+        for entry in entries:
             file = entry["file"].rpartition("/")[2]
             uri = purls.get(f"sha256:{entry['sha256']}") or purl(section, entry)
             found[uri, entry["sha256"]] = {"uri": uri, "name": file, "digest": {"sha256": entry["sha256"]}}
+    for package in sources:
+        for descriptor in _sources(package):
+            found[descriptor["uri"], next(iter(descriptor["digest"].values()))] = descriptor
     base = pins.get("base", {})
     if base.get("digest"):
         name = str(base.get("repository", "base"))
@@ -59,6 +65,22 @@ def materials(pins: Mapping[str, Any], purls: Mapping[str, str]) -> list[dict[st
             f"?repository_url={quote(name, safe='/')}" if "/" in name else "")
         found[uri, base["digest"]] = {"uri": uri, "name": name, "digest": {"sha256": _hex(base["digest"])}}
     return [found[key] for key in sorted(found)]
+
+
+def _sources(package: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """What a package was compiled from: its sdist or its Git tree, and the trees that it pins.
+
+    `sha256` of a Git tree is that of its files as a layer (docs/formats/lock.md).
+    """
+    source, repositories = package["source"], package["repositories"]
+    if source["kind"] == "sdist":
+        yield {"uri": f"pkg:pypi/{quote(package['name'], safe='')}@{quote(package['version'], safe='')}"
+                      f"?file_name={quote(source['file'], safe='')}",
+               "name": source["file"], "digest": {"sha256": source["sha256"]}}
+    trees = [{"name": package["name"], **source}] if source["kind"] == "git" else []
+    for tree in [*trees, *package["trees"]]:
+        yield {"uri": f"git+{repositories[tree['revision']]}@{tree['revision']}", "name": tree["name"],
+               "digest": {"sha256": _hex(tree["tree"]), "gitCommit": tree["revision"]}}
 
 
 def purl(section: str, entry: Mapping[str, str]) -> str:

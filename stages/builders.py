@@ -39,6 +39,11 @@ BUILDERS: Mapping[str, Builder] = {
         Builder("base-facts", 1, ("status", "passwd", "group", "os-release", "index"), "oci.base:build"),
         Builder("image", 1, ("config", "manifest"), "oci.image:build"),
         Builder("attest", 1, ("sbom", "provenance"), "oci.attest:build"),
+        Builder("source-tree", 1, ("csrc", "csrc-index", "python", "python-index", "facts"),
+                "assemble.source_tree:build"),
+        Builder("tools-layer", 1, ("layer", "index", "packages"), "assemble.tools:build"),
+        Builder("run-script", 1, ("layer", "index"), "executors.run_stage:build"),
+        Builder("source-wheel", 1, ("wheel", "facts"), "assemble.source_wheel:build"),
         Builder("compressed-layer", 1, ("layer",), "oci.compress:build"),
     )
 }

@@ -12,21 +12,29 @@ from stages.graph import FileInput
 
 if TYPE_CHECKING:
     from lock.apt_archive import Archive
+    from lock.source_lock import LockedTree
     from lock.sources import Source
 
 
-def fetcher(root: Path, suites: Callable[[], Sequence[Mapping[str, str]]] = tuple) -> Fetch:
+Trees = Mapping[str, tuple["LockedTree", Mapping[str, Sequence[str]]]]
+
+
+def fetcher(root: Path, suites: Callable[[], Sequence[Mapping[str, str]]] = tuple,
+            trees: Callable[[], Trees] = dict) -> Fetch:
     """A fetch for the project in `root`; reads the index configuration on first use.
 
     Args:
         suites: gives the suites that the locks in use were resolved from: their dates are where superseded packages
             are looked for.
+        trees: gives the Git trees of these locks by digest, each with the mirrors to ask first.
     """
     sources: dict[str, Source] = {}
 
     def get(store: Store, wanted: Sequence[FileInput], progress: FetchProgress) -> None:
         from lock.fetch import Wanted, fetch
 
+        _trees(store, [item for item in wanted if item.kind == "git"], trees, progress)
+        wanted = [item for item in wanted if item.kind != "git"]
         for kind in {item.kind for item in wanted} - set(sources):
             sources[kind] = source(kind, root, suites())
         listed = [Wanted(item.kind, item.locked.name, item.locked.version, item.locked.file, item.locked.size,
@@ -34,6 +42,23 @@ def fetcher(root: Path, suites: Callable[[], Sequence[Mapping[str, str]]] = tupl
         fetch(store, listed, sources, progress=progress)
 
     return get
+
+
+def _trees(store: Store, wanted: Sequence[FileInput], trees: Callable[[], Trees], progress: FetchProgress) -> None:
+    """Bring Git trees into the store, one after the other."""
+    from lock.git_tree import fetch_tree
+
+    known = trees() if wanted else {}
+    for item in wanted:
+        locked = item.locked
+        progress.begin(locked.name, locked.size)
+        tree, mirrors = known[locked.digest]
+        # Those of a submodule come with it.
+        wanted_too = [path for path in tree.submodules
+                      if not any(path.startswith(f"{above}/") for above in tree.submodules)]
+        fetch_tree(store, tree.repository, tree.revision, mirrors=mirrors, submodules=wanted_too, expect=tree.tree)
+        progress.advance(locked.name, locked.size)
+        progress.end(locked.name)
 
 
 def source(kind: str, root: Path, suites: Sequence[Mapping[str, str]] = ()) -> Source:

@@ -83,6 +83,9 @@ def materials(lock: Lock) -> dict[str, Any]:
     found = pins(lock)
     if lock.base["kind"] == "image":
         found["base"] = {**found["base"], "repository": lock.base["repository"]}
+    for package, locked in zip(found.get("sources", ()), lock.sources, strict=True):
+        trees = locked.all_trees()
+        package["repositories"] = {tree.revision: tree.repository for tree in trees}
     return found
 
 
@@ -90,6 +93,7 @@ def labels(target: Target, lock: Lock, layers: Sequence[Stage]) -> dict[str, str
     """OCI and Stagecraft labels of the image; those of its layers are theirs."""
     device = target.data["device"]
     versions = {file.name: file.version for file in (*lock.wheels, *lock.files)}
+    versions |= {package.name: package.version for package in lock.sources}
     found: dict[str, str] = {
         "org.opencontainers.image.title": f"stagecraft-{target.name}",
         "org.opencontainers.image.description": target.data["description"],
@@ -104,6 +108,10 @@ def labels(target: Target, lock: Lock, layers: Sequence[Stage]) -> dict[str, str
     for name in ("torch", "vllm"):
         if name in versions:
             found[f"io.stagecraft.{name}"] = versions[name]
+    for package in lock.sources:
+        source = package.source
+        found[f"io.stagecraft.{package.name}.from"] = \
+            f"sdist sha256:{source['sha256']}" if source["kind"] == "sdist" else f"git {source['revision']}"
     for stage in layers:
         found |= stage.labels
     waived = exceptions(target)

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from cache.errors import InputError
+from checks.facts import wheel_file
 from stages.builders import BUILDERS
-from stages.graph import FileInput, Stage
+from stages.graph import FileInput, Input, Stage, StageInput
 from stages.lockfile import Lock, LockedFile
 from stages.target import OWN_LAYERS, Target, layer_of, layer_rules
 
@@ -37,14 +38,17 @@ def assign(wheels: tuple[LockedFile, ...], patterns: Mapping[str, list[str]]) ->
 
 def wheels_stage(name: str, title: str, target: Target, lock: Lock) -> Stage | None:
     """The stage of one layer of wheels, or None if no wheel goes there."""
-    wheels = assign(lock.wheels, target.data["layers"]).get(name)
-    if not wheels:
+    wheels = assign(lock.wheels, target.data["layers"]).get(name, [])
+    rules = layer_rules(target.data["layers"])
+    compiled = [package for package in lock.sources if layer_of(package.name, rules) == name]
+    inputs: dict[str, Input] = {f"wheels/{wheel.filename}": FileInput("wheel", wheel) for wheel in wheels}
+    inputs |= {f"wheels/{wheel_file(package.name, package.version, lock.python['version'], target.machine)}":
+               StageInput(f"{package.name}-wheel", "wheel") for package in compiled}
+    if not inputs:
         return None
-    return Stage(
-        name, title, BUILDERS["wheels-layer"], platform(target),
-        scheme(lock) | waived(target.data["wheels"], {wheel.name for wheel in wheels}),
-        {f"wheels/{wheel.filename}": FileInput("wheel", wheel) for wheel in wheels},
-    )
+    names = {wheel.name for wheel in wheels} | {package.name for package in compiled}
+    return Stage(name, title, BUILDERS["wheels-layer"], platform(target),
+                 scheme(lock) | waived(target.data["wheels"], names), inputs)
 
 
 def waived(described: Mapping[str, Any], names: set[str]) -> dict[str, Any]:

@@ -11,18 +11,22 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cache import canonical
 from cache.errors import LockError
 from stages.target import Target
 
+if TYPE_CHECKING:
+    from stages.locked_source import SourcePackage
+
 FORMAT = "stagecraft.lock.v1"
 SECTIONS = ("debs", "wheels", "files")
 #: The parts that are resolved on their own (`--only`), with the word for it and what they are to people.
-PARTS = {"base": ("debs", "base and Debian packages"), "wheels": ("wheels", "wheels")}
+PARTS = {"base": ("debs", "base and Debian packages"), "wheels": ("wheels", "wheels"),
+         "sources": ("sources", "sources and what compiles them")}
 #: What `--only` takes. The emulator answers no field of the target but its platform, so it is never out of date.
-ONLY = ("wheels", "debs", "emulator")
+ONLY = ("wheels", "debs", "sources", "emulator")
 
 
 @dataclass(frozen=True)
@@ -59,13 +63,16 @@ class Lock:
 
     Attributes:
         target: the target's name.
-        request: for each part ("base", "wheels") the digest of the target fields that it answers (`Target.request`).
+        request: for each part ("base", "wheels", "sources" if the target has any) the digest of the target fields that
+            it answers (`Target.request`).
         base: `{"kind": "debian", "suites"}` or `{"kind": "image", "reference", "repository", "digest", "config",
             "layers", "suites"}`.
         python: `{"version", "executable", "glibc", "site", "scripts", "data"}` of the image.
         debs, wheels, files: exact files; `files` are wheels taken alone, without what they require.
         emulator: packages that run the image's programs on other machines, for checks; no part of the image.
         emulator_suites: the suites that these were resolved from, as in `base`.
+        sources: packages that are compiled (`stages.locked_source`).
+        decisions: of packages whose target leaves it to `lock`, `{"from": "wheel" or "source", "why": [line, …]}`.
     """
 
     target: str
@@ -77,6 +84,8 @@ class Lock:
     files: tuple[LockedFile, ...] = ()
     emulator: tuple[LockedFile, ...] = ()
     emulator_suites: tuple[Mapping[str, str], ...] = ()
+    sources: tuple[SourcePackage, ...] = ()
+    decisions: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     path: str = field(default="", compare=False)
 
     def to_json(self) -> dict[str, Any]:
@@ -86,6 +95,8 @@ class Lock:
             **{section: [entry.to_json() for entry in getattr(self, section)] for section in SECTIONS},
             **({"emulator": {"suites": [dict(suite) for suite in self.emulator_suites],
                              "debs": [entry.to_json() for entry in self.emulator]}} if self.emulator else {}),
+            **({"sources": [package.to_json() for package in self.sources]} if self.sources else {}),
+            **({"decisions": {name: dict(one) for name, one in self.decisions.items()}} if self.decisions else {}),
         }
 
     def dumps(self) -> str:
@@ -97,16 +108,22 @@ class Lock:
         for key in ("request", "base", "python"):
             body = json.dumps(data[key], indent=2, sort_keys=True, ensure_ascii=False).replace("\n", "\n  ")
             lines.append(f'  "{key}": {body},')
-        for section in SECTIONS:
-            last = section == SECTIONS[-1] and not self.emulator
-            lines.append(f'  "{section}": {_lines(data[section], 2)}' + ("" if last else ","))
+        parts = [f'  "{section}": {lines_of(data[section], 2)}' for section in SECTIONS]
         if self.emulator:
-            lines += ['  "emulator": {', f'    "suites": {_lines(data["emulator"]["suites"], 4)},',
-                      f'    "debs": {_lines(data["emulator"]["debs"], 4)}', "  }"]
+            parts.append("\n".join(['  "emulator": {', f'    "suites": {lines_of(data["emulator"]["suites"], 4)},',
+                                    f'    "debs": {lines_of(data["emulator"]["debs"], 4)}', "  }"]))
+        if self.sources:
+            from stages.locked_source import dumps
+
+            parts.append(f'  "sources": {dumps(self.sources, 2)}')
+        if self.decisions:
+            body = json.dumps(data["decisions"], indent=2, sort_keys=True, ensure_ascii=False).replace("\n", "\n  ")
+            parts.append(f'  "decisions": {body}')
+        lines.append(",\n".join(parts))
         return "\n".join([*lines, "}", ""])
 
 
-def _lines(entries: Sequence[Any], indent: int) -> str:
+def lines_of(entries: Sequence[Any], indent: int) -> str:
     """A list, one entry a line."""
     if not entries:
         return "[]"
@@ -133,20 +150,23 @@ def parse(text: str, where: str) -> Lock:
     try:
         data = json.loads(text, object_pairs_hook=_once)
         if not isinstance(data, dict) or "format" not in data:
-            raise _Wrong("no lock", "the file")
+            raise Wrong("no lock", "the file")
         if data["format"] != FORMAT:
             raise LockError("the lock has another format", where=where, expected=FORMAT, found=str(data["format"])[:60],
                             cure="lock again")
-        _keys(data, "the file", ("format", "target", "request", "base", "python", *SECTIONS), ("emulator",))
-        _text(data["target"], "target")
-        _keys(data["request"], "request", tuple(PARTS))
-        for part in PARTS:
-            _text(data["request"][part], f"request.{part}", _DIGEST)
+        keys_of(data, "the file", ("format", "target", "request", "base", "python", *SECTIONS),
+                ("emulator", "sources", "decisions"))
+        text_of(data["target"], "target")
+        keys_of(data["request"], "request", ("base", "wheels"), ("sources",))
+        for part in data["request"]:
+            text_of(data["request"][part], f"request.{part}", DIGEST)
         _base(data["base"])
         _python(data["python"])
-        sections = {section: _files(data[section], section) for section in SECTIONS}
+        sections = {section: files_of(data[section], section) for section in SECTIONS}
         emulator, suites = _emulator(data.get("emulator", {"suites": [], "debs": []}))
-    except _Wrong as error:
+        sources = _sources(data["sources"]) if "sources" in data else ()
+        _decisions(data.get("decisions", {}))
+    except Wrong as error:
         raise LockError(f"the lock is malformed: {error.what}", where=f"{where}: {error.at}", cure=_CURE) from error
     except (ValueError, TypeError, RecursionError) as error:
         line = f":{error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
@@ -154,11 +174,11 @@ def parse(text: str, where: str) -> Lock:
         raise LockError("the lock is malformed", where=where + line, expected="JSON", found=found,
                         cure=_CURE) from error
     return Lock(data["target"], data["request"], data["base"], data["python"], path=where, emulator=emulator,
-                emulator_suites=suites, **sections)
+                emulator_suites=suites, sources=sources, decisions=data.get("decisions", {}), **sections)
 
 
 _CURE = "restore it from version control, or lock again"
-_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _HEX = re.compile(r"[0-9a-f]{64}")
 _MINOR = re.compile(r"\d+\.\d+")
 _BELOW = re.compile(r"(?!/)(?!(.*/)?\.\.?(/|$))[^\x00-\x1f\ud800-\udfff\\]+")  # a relative path without dots
@@ -167,7 +187,7 @@ _PLAIN = re.compile(r"[^\x00-\x1f\ud800-\udfff]+")
 _STAMP = re.compile(r"[\w:]*")
 
 
-class _Wrong(Exception):
+class Wrong(Exception):
     """Something in a lock is not as it must be: `what`, at `at`."""
 
     def __init__(self, what: str, at: str) -> None:
@@ -183,107 +203,123 @@ def _once(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _keys(value: Any, at: str, known: Sequence[str], optional: Sequence[str] = ()) -> None:
+def keys_of(value: Any, at: str, known: Sequence[str], optional: Sequence[str] = ()) -> None:
     if not isinstance(value, dict):
-        raise _Wrong("not a map", at)
+        raise Wrong("not a map", at)
     for key in known:
         if key not in value:
-            raise _Wrong(f"{key!r} is missing", at)
+            raise Wrong(f"{key!r} is missing", at)
     for key in value:
         if key not in known and key not in optional:
-            raise _Wrong(f"unknown key {key!r}", at)
+            raise Wrong(f"unknown key {key!r}", at)
 
 
-def _text(value: Any, at: str, pattern: re.Pattern[str] = _PLAIN) -> None:
+def text_of(value: Any, at: str, pattern: re.Pattern[str] = _PLAIN) -> None:
     if not isinstance(value, str) or not pattern.fullmatch(value):
-        raise _Wrong(f"a wrong value, {str(value)[:60]!r}", at)
+        raise Wrong(f"a wrong value, {str(value)[:60]!r}", at)
 
 
-def _size(value: Any, at: str) -> None:
+def size_of(value: Any, at: str) -> None:
     if type(value) is not int or value < 0:
-        raise _Wrong(f"a wrong size, {str(value)[:60]!r}", at)
+        raise Wrong(f"a wrong size, {str(value)[:60]!r}", at)
 
 
-def _list(value: Any, at: str) -> list[tuple[Any, str]]:
+def list_of(value: Any, at: str) -> list[tuple[Any, str]]:
     if not isinstance(value, list):
-        raise _Wrong("not a list", at)
+        raise Wrong("not a list", at)
     return [(item, f"{at}[{number}]") for number, item in enumerate(value)]
 
 
-def _files(value: Any, section: str) -> tuple[LockedFile, ...]:
+def files_of(value: Any, section: str) -> tuple[LockedFile, ...]:
     found: list[LockedFile] = []
-    for entry, place in _list(value, section):
-        _keys(entry, place, ("name", "version", "file", "size", "sha256", "index"), ("architecture",))
-        _text(entry["name"], place)
+    for entry, place in list_of(value, section):
+        keys_of(entry, place, ("name", "version", "file", "size", "sha256", "index"), ("architecture",))
+        text_of(entry["name"], place)
         at = f"{section}: {entry['name']}"
         for key in ("version", "index", *(["architecture"] if "architecture" in entry else [])):
-            _text(entry[key], f"{at}.{key}")
-        _text(entry["file"], f"{at}.file", _BELOW)
-        _text(entry["sha256"], f"{at}.sha256", _HEX)
-        _size(entry["size"], f"{at}.size")
+            text_of(entry[key], f"{at}.{key}")
+        text_of(entry["file"], f"{at}.file", _BELOW)
+        text_of(entry["sha256"], f"{at}.sha256", _HEX)
+        size_of(entry["size"], f"{at}.size")
         found.append(LockedFile(**entry))
     for names in ([f"{file.name} {file.architecture}".strip() for file in found], [file.filename for file in found]):
         if len(set(names)) != len(names):
-            raise _Wrong(f"{next(name for name in names if names.count(name) > 1)} is there twice", section)
+            raise Wrong(f"{next(name for name in names if names.count(name) > 1)} is there twice", section)
     return tuple(found)
 
 
 def _python(value: Any) -> None:
-    _keys(value, "python", ("version", "executable", "glibc", "site", "scripts", "data"))
+    keys_of(value, "python", ("version", "executable", "glibc", "site", "scripts", "data"))
     for key, pattern in (("version", _MINOR), ("glibc", _MINOR), ("executable", _ABSOLUTE),
                          ("site", _BELOW), ("scripts", _BELOW), ("data", _BELOW)):
-        _text(value[key], f"python.{key}", pattern)
+        text_of(value[key], f"python.{key}", pattern)
 
 
 def _base(value: Any) -> None:
     kind = value.get("kind") if isinstance(value, dict) else None
     if kind == "debian":
-        _keys(value, "base", ("kind", "suites"))
+        keys_of(value, "base", ("kind", "suites"))
     elif kind == "image":
-        _keys(value, "base", ("kind", "reference", "repository", "digest", "config", "layers"), ("suites",))
-        _text(value["reference"], "base.reference")
-        _text(value["repository"], "base.repository")
-        _text(value["digest"], "base.digest", _DIGEST)
+        keys_of(value, "base", ("kind", "reference", "repository", "digest", "config", "layers"), ("suites",))
+        text_of(value["reference"], "base.reference")
+        text_of(value["repository"], "base.repository")
+        text_of(value["digest"], "base.digest", DIGEST)
         _config(value["config"])
-        for layer, at in _list(value["layers"], "base.layers"):
-            _keys(layer, at, ("digest", "size", "media_type", "diff_id"))
+        for layer, at in list_of(value["layers"], "base.layers"):
+            keys_of(layer, at, ("digest", "size", "media_type", "diff_id"))
             for key in ("digest", "diff_id"):
-                _text(layer[key], f"{at}.{key}", _DIGEST)
-            _text(layer["media_type"], f"{at}.media_type")
-            _size(layer["size"], f"{at}.size")
+                text_of(layer[key], f"{at}.{key}", DIGEST)
+            text_of(layer["media_type"], f"{at}.media_type")
+            size_of(layer["size"], f"{at}.size")
     else:
-        raise _Wrong("kind is neither debian nor image", "base")
-    _suites(value.get("suites", []), "base.suites")
+        raise Wrong("kind is neither debian nor image", "base")
+    suites_of(value.get("suites", []), "base.suites")
 
 
-def _suites(value: Any, at: str) -> None:
-    for suite, place in _list(value, at):
-        _keys(suite, place, ("index", "suite", "date", "release"), ("snapshot",))
+def suites_of(value: Any, at: str) -> None:
+    for suite, place in list_of(value, at):
+        keys_of(suite, place, ("index", "suite", "date", "release"), ("snapshot",))
         for key, text in suite.items():
-            _text(text, f"{place}.{key}", _PLAIN if key in ("index", "suite") else _STAMP)
+            text_of(text, f"{place}.{key}", _PLAIN if key in ("index", "suite") else _STAMP)
 
 
 def _emulator(value: Any) -> tuple[tuple[LockedFile, ...], tuple[Mapping[str, str], ...]]:
-    _keys(value, "emulator", ("suites", "debs"))
-    _suites(value["suites"], "emulator.suites")
-    return _files(value["debs"], "emulator.debs"), tuple(value["suites"])
+    keys_of(value, "emulator", ("suites", "debs"))
+    suites_of(value["suites"], "emulator.suites")
+    return files_of(value["debs"], "emulator.debs"), tuple(value["suites"])
+
+
+def _sources(value: Any) -> tuple[SourcePackage, ...]:
+    from stages.locked_source import parse as parse_sources  # only where there are any
+
+    return parse_sources(value)
+
+
+def _decisions(value: Any) -> None:
+    if not isinstance(value, dict):
+        raise Wrong("not a map", "decisions")
+    for name, one in value.items():
+        keys_of(one, f"decisions: {name}", ("from", "why"))
+        text_of(one["from"], f"decisions: {name}", re.compile("wheel|source"))
+        for line, at in list_of(one["why"], f"decisions: {name}"):
+            text_of(line, at)
 
 
 def _config(value: Any) -> None:
     """What an image on top inherits: any text, for it is another's."""
     kinds = {"environment": dict, "labels": dict, "entrypoint": list, "cmd": list, "ports": list, "volumes": list,
              "user": str, "workdir": str, "stop_signal": str}
-    _keys(value, "base.config", ("digest",), tuple(kinds))
-    _text(value["digest"], "base.config.digest", _DIGEST)
+    keys_of(value, "base.config", ("digest",), tuple(kinds))
+    text_of(value["digest"], "base.config.digest", DIGEST)
     for key, kind in kinds.items():
         found = value.get(key, kind())
         texts = found.values() if isinstance(found, dict) else found if isinstance(found, list) else [found]
         if not isinstance(found, kind) or not all(isinstance(text, str) for text in texts):
-            raise _Wrong("a wrong value", f"base.config.{key}")
+            raise Wrong("a wrong value", f"base.config.{key}")
     try:
         canonical.dumps(value)
     except TypeError as error:
-        raise _Wrong(str(error), "base.config") from error
+        raise Wrong(str(error), "base.config") from error
 
 
 def read(path: Path, where: str) -> Lock:
@@ -317,7 +353,8 @@ def load(root: Path, target: Target) -> Lock:
         lock = read(path, shown)
     except FileNotFoundError as error:
         raise LockError(f"target {target.name} is not locked", where=shown, cure=cure) from error
-    stale = [part for part, digest in request_digests(target).items() if lock.request[part] != digest]
+    asked = request_digests(target)
+    stale = [part for part in PARTS if lock.request.get(part) != asked.get(part)]
     if stale:
         words = [PARTS[part] for part in stale]
         raise LockError("the lock does not fit its target any more", where=shown,
@@ -350,11 +387,36 @@ def compare(old: Lock | None, new: Lock) -> list[Change]:
             same = a and b and a.version == b.version
             text = [f"{e.version} sha256:{e.sha256[:12]}" if e and same else e.version if e else "" for e in (a, b)]
             found.append(Change(section, key[0], text[0], text[1]))
+    found += _compare_sources(old.sources if old else (), new.sources)
     old_base: Mapping[str, Any] = old.base if old else {}
     for name in sorted(old_base.keys() | new.base.keys()):
         if old_base.get(name) != new.base.get(name):
             found.append(Change("base", name, _short(old_base.get(name)), _short(new.base.get(name))))
     return found
+
+
+def _compare_sources(old: Sequence[SourcePackage], new: Sequence[SourcePackage]) -> list[Change]:
+    """Versions of the packages, revisions of their trees, their tools."""
+    def pins(packages: Sequence[SourcePackage]) -> dict[str, tuple[str, str]]:
+        found = {}
+        for package in packages:
+            source = package.source
+            found[package.name] = (package.version, str(source.get("sha256") or source.get("revision")))
+            found |= {f"{package.name}: {tree.name}": (tree.pinned, tree.revision) for tree in package.trees}
+            found |= {f"{package.name}: {file.name}": (file.version, file.sha256)
+                      for listed in (package.tools.debs, package.tools.toolkit, package.tools.requires)
+                      for file in listed}
+        return found
+
+    before, after = pins(old), pins(new)
+    changes = []
+    for name in sorted(before.keys() | after.keys()):
+        a, b = before.get(name), after.get(name)
+        if a != b:
+            same = a is not None and b is not None and a[0] == b[0]
+            text = [f"{one[0]} {one[1][:12]}" if one and same else one[0] if one else "" for one in (a, b)]
+            changes.append(Change("sources", name, *text))
+    return changes
 
 
 def _short(value: Any) -> str:

@@ -6,9 +6,10 @@ Knows where things lie. Makes graphs out of the mission's stages (`stages.base` 
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cache import canonical
 from cache.store import Store
@@ -18,6 +19,9 @@ from stages.lockfile import Lock
 from stages.lockfile import load as load_lock
 from stages.target import Target
 from stages.target import load as load_target
+
+if TYPE_CHECKING:
+    from lock.source_lock import LockedTree
 
 
 class Project:
@@ -58,7 +62,13 @@ class Project:
     def suites(self) -> list[dict[str, str]]:
         """The suites that the locks read in this run were resolved from."""
         return [dict(suite) for lock in self._locks.values()
-                for suite in (*lock.base.get("suites", ()), *lock.emulator_suites)]
+                for suite in (*lock.base.get("suites", ()), *lock.emulator_suites,
+                              *(suite for package in lock.sources for suite in package.tools.suites))]
+
+    def trees(self) -> dict[str, tuple[LockedTree, Mapping[str, Sequence[str]]]]:
+        """The Git trees of the locks read in this run, by digest, each with the mirrors of its target."""
+        return {tree.tree: (tree, self.target(name).data["sources"]["mirrors"]) for name, lock in self._locks.items()
+                for package in lock.sources for tree in package.all_trees()}
 
     def root_name(self, name: str) -> str:
         """The gc root of a target built in this checkout."""
@@ -79,4 +89,13 @@ def graph(target: Target, lock: Lock, root: Path) -> Graph:
         *(stage for module in (cuda, torch, deps, vllm) if (stage := module.stage(target, lock)) is not None),
         *triton.stages(target, lock, root),
     ]
-    return Graph(target.name, (*layers, *image.stages(target, lock, layers)))
+    if not lock.sources:
+        return Graph(target.name, (*layers, *image.stages(target, lock, layers)))
+    from stages import sources  # only where something is compiled
+
+    read = [stage for stage in layers if stage.name in sources.READ]
+    compiled = sources.stages(target, lock, root, read)
+    rest = [stage for stage in layers if stage not in read]
+    facts = [stage for stage in rest if stage.name == "base-facts"]
+    return Graph(target.name, (*facts, *read, *compiled, *(stage for stage in rest if stage not in facts),
+                               *image.stages(target, lock, layers)))

@@ -21,6 +21,7 @@ from stages.waivers import judge_dates
 
 if TYPE_CHECKING:
     from oci.base import LockedBase
+    from stages.locked_source import SourcePackage
 
 ARCHITECTURES = {"arm64": "aarch64", "amd64": "x86_64"}
 
@@ -52,7 +53,8 @@ def lock(project: Project, name: str, log: Callable[[str], None], *, upgrade: bo
 
     Args:
         upgrade: True moves every pin, a collection of names only those; otherwise what satisfies stays.
-        only: "wheels", "debs" or "emulator" leaves the other parts as they were, and answering what they answered.
+        only: "wheels", "debs", "sources" or "emulator" leaves the other parts as they were, and answering what they
+            answered.
         exclude_newer: a date; wheels uploaded later are not seen.
         judged: by preflight, if wheels were resolved; False writes the lock whatever it holds.
         today: by which waivers are over or not; without it the day it is, in UTC.
@@ -70,24 +72,27 @@ def lock(project: Project, name: str, log: Callable[[str], None], *, upgrade: bo
     if only and old is None:
         raise LockError(f"there is no sound lock to keep the rest of, so --only {only} cannot work",
                         where=f"targets/{name}.lock.json", cure=f"./doit lock:{name}")
+    if only == "sources" and not target.recipes:
+        raise LockError(f"{name} takes nothing from source", where=target.files[0], cure=f"./doit lock:{name}")
     parts = _Parts(project, target, old, log, _moving(upgrade), exclude_newer)
-    if only in ("wheels", "emulator") and old is not None:
+    if only in ("wheels", "sources", "emulator") and old is not None:
         base, python, debs = old.base, old.python, old.debs
     else:
         base, python, debs = parts.base()
-    if only in ("debs", "emulator") and old is not None:
-        wheels, files = old.wheels, old.files
-        if only == "debs" and (wheels or files) and dict(python) != dict(old.python):
-            raise LockError("the base has another Python or glibc than the wheels were resolved for",
-                            where=f"targets/{name}.lock.json", found=f"Python {python['version']}, glibc "
-                            f"{python['glibc']}", expected=f"Python {old.python['version']}, glibc "
-                            f"{old.python['glibc']}", cure=f"./doit lock:{name}")
+    if only in ("wheels", "debs", "emulator") and old is not None:
+        sources, decisions = old.sources, old.decisions
     else:
-        wheels, files = parts.wheels(python)
-    emulator, suites = (old.emulator, old.emulator_suites) if only in ("wheels", "debs") and old is not None \
-        else parts.emulator()
-    new = Lock(name, _answered(target, old, only), base, python, debs, wheels, files, emulator, suites)
-    if only not in ("debs", "emulator") and new.wheels:
+        sources, decisions = parts.sources(base, python, debs)
+    if only in ("debs", "sources", "emulator") and old is not None:
+        wheels, files = old.wheels, old.files
+        _still_fit(name, only, old, python, sources)
+    else:
+        wheels, files = parts.wheels(python, sources)
+    emulator, suites = parts.emulator() if only not in ("wheels", "debs", "sources") or old is None else \
+        (old.emulator, old.emulator_suites)
+    new = Lock(name, _answered(target, old, only), base, python, debs, wheels, files, emulator, suites,
+               sources, decisions)
+    if only not in ("debs", "sources", "emulator") and new.wheels:
         if judged:
             _judge(project, target, new, log)
         else:
@@ -99,7 +104,22 @@ def lock(project: Project, name: str, log: Callable[[str], None], *, upgrade: bo
         temporary.write_text(text, encoding="utf-8")
         temporary.replace(path)
     return LockChange(name, tuple(changes), {"debs": len(debs), "wheels": len(wheels), "files": len(files),
-                                             "emulator": len(emulator)})
+                                             "emulator": len(emulator), "sources": len(sources)})
+
+
+def _still_fit(name: str, only: str, old: Lock, python: Mapping[str, str], sources: tuple[SourcePackage, ...]) -> None:
+    """Wheels that stay were resolved for the Python, and for what packages from source ask for. Raises LockError."""
+    where, cure = f"targets/{name}.lock.json", f"./doit lock:{name}"
+    if only == "debs" and (old.wheels or old.files) and dict(python) != dict(old.python):
+        raise LockError("the base has another Python or glibc than the wheels were resolved for", where=where,
+                        found=f"Python {python['version']}, glibc {python['glibc']}",
+                        expected=f"Python {old.python['version']}, glibc {old.python['glibc']}", cure=cure)
+    before = {one.name: set(one.requirements) for one in old.sources}
+    for package in sources if only == "sources" else ():
+        changed = sorted(before.get(package.name, set()) ^ set(package.requirements))
+        if changed or package.name not in before:
+            raise LockError(f"{package.name} asks for other wheels than the locked ones were resolved for", where=where,
+                            found=", ".join(changed) or "it was a wheel before", cure=cure)
 
 
 def _judge(project: Project, target: Target, new: Lock, log: Callable[[str], None]) -> None:
@@ -133,7 +153,8 @@ def _answered(target: Target, old: Lock | None, only: str) -> dict[str, str]:
     asked = request_digests(target)
     if not only or old is None:
         return asked
-    return {part: digest if PARTS[part][0] == only else old.request[part] for part, digest in asked.items()}
+    return {part: digest if PARTS[part][0] == only else old.request.get(part, "sha256:" + "0" * 64)
+            for part, digest in asked.items()}
 
 
 def _moving(upgrade: bool | Collection[str]) -> bool | frozenset[str]:
@@ -270,14 +291,59 @@ class _Parts:
             suites += [dict(vars(state)) for state in found.suites]
         return tuple(debs), tuple(suites)
 
-    def wheels(self, python: Mapping[str, str]) -> tuple[tuple[LockedFile, ...], tuple[LockedFile, ...]]:
-        """Wheels of the target, and those that are taken alone."""
+    def sources(self, base: Mapping[str, Any], python: Mapping[str, str], debs: tuple[LockedFile, ...]
+                ) -> tuple[tuple[SourcePackage, ...], dict[str, dict[str, Any]]]:
+        """Packages that are compiled; and where the target leaves that to `lock`, what was decided and why."""
+        names = list(self.target.recipes)
+        decisions: dict[str, dict[str, Any]] = {}
+        if not names:
+            return (), {}
+        if self.target.data.get("vllm", {}).get("from") == "auto":
+            why = self._against_the_wheel(base, python, debs)
+            decisions["vllm"] = {"from": "source" if why else "wheel",
+                                 "why": why or ["preflight lets the wheel of the index pass"]}
+            self.log(f"  vllm: from {decisions['vllm']['from']}: {decisions['vllm']['why'][0]}")
+            names = [name for name in names if name != "vllm" or why]
+        from stages.resolve_sources import SourceParts
+
+        described = self.target.data["base"]
+        if names and "debian" not in described:
+            raise LockError("compilers are Debian packages, and the base is an image", where=self.target.files[0],
+                            found=str(described.get("image")), cure="take base.debian for a target with sources")
+        parts = SourceParts(self.project, self.target, self.old, self.log, self.upgrade, self.exclude_newer,
+                            described.get("debian", {}), python)
+        return tuple(parts.package(name) for name in names), decisions
+
+    def _against_the_wheel(self, base: Mapping[str, Any], python: Mapping[str, str], debs: tuple[LockedFile, ...]
+                           ) -> list[str]:
+        """What preflight has against vLLM's wheel, under the target's policy and waivers; nothing if it passes."""
+        from stages.preflight import preflight
+
+        others = tuple(name for name in self.target.recipes if name != "vllm")
+        try:
+            wheels, files = self.wheels(python, (), skipped=others)
+        except LockError as error:
+            return [f"no set of wheels: {error.message}"]
+        candidate = Lock(self.target.name, {}, base, python, debs, wheels, files)
+        self.log("  judging the wheel of vllm by its index")
+        found = preflight(self.project, self.target, candidate, self.log)
+        return [f"{one.check}: {one.weighed.finding.subject}: {one.weighed.finding.message}" for one in found.blocking]
+
+    def wheels(self, python: Mapping[str, str], sources: tuple[SourcePackage, ...], skipped: tuple[str, ...] = ()
+               ) -> tuple[tuple[LockedFile, ...], tuple[LockedFile, ...]]:
+        """Wheels of the target, and those that are taken alone; of what is compiled, what it asks for.
+
+        Args:
+            skipped: packages from source that are left out for the time being.
+        """
         from lock.indexes import load_indexes
         from lock.wheels import LockedWheel, WheelRequest, lock_wheels
 
         data = self.target.data
-        pinned = {name: data[name] for name in ("torch", "vllm") if name in data}
+        compiled = {package.name for package in sources} | set(skipped)
+        pinned = {name: data[name] for name in ("torch", "vllm") if name in data and name not in compiled}
         requirements = [f"{name}=={part['version']}" for name, part in pinned.items()]
+        requirements += [line for package in sources for line in package.requirements]
         alone = [f"nvidia-pytriton=={data['triton']['version']}"] if "triton" in data else []
         if not (requirements or data["wheels"]["requirements"] or alone):
             return (), ()
@@ -287,7 +353,9 @@ class _Parts:
             index_of["nvidia-pytriton"] = data["triton"]["index"]
         request = WheelRequest(
             requirements=(*requirements, *data["wheels"]["requirements"]),
-            overrides=tuple(entry["requirement"] for entry in data["wheels"]["overrides"]),
+            overrides=(*(entry["requirement"] for entry in data["wheels"]["overrides"]),
+                       # What is compiled is asked of no index, whoever requires it.
+                       *(f"{name} ; python_version < '0'" for name in sorted(compiled))),
             constraints=(), python=python["version"], machine=ARCHITECTURES[self.target.architecture],
             glibc=min(python["glibc"], data["python"]["glibc"], key=lambda v: tuple(map(int, v.split(".")))),
             index_of={name: index for name, index in index_of.items() if index != "default"}, alone=tuple(alone))

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cache.errors import InputError
 from stages.schema import Boolean, Document, Fields, Integer, ListOf, MapOf, Text, merge, nearest, read
+
+if TYPE_CHECKING:
+    from stages.recipe import Recipe
 
 FORMAT = "stagecraft.target.v1"
 
@@ -37,6 +40,27 @@ _DEBIAN = Fields(
               "updates": False},
 )
 
+_PLATFORM = Text(choices=("linux/arm64", "linux/amd64"))
+_REPOSITORY = Text(r"(https?|git|ssh|file)://\S+|[\w.-]+@[\w.-]+:\S+", "the address of a Git repository")
+_TAG = Text(r"(?!-)[\w./+-]+", "a tag, a branch or a revision of 40 digits")
+_FILE = Text(r"(?!/)(?!(.*/)?\.\.?(/|$))[\w./+-]+", "a path below the project")
+_SOURCES = Fields(
+    {
+        "execution": _PLATFORM,
+        "mirrors": MapOf(ListOf(Text(r"\S+", "the beginning of an address")), r"\S+"),
+        "packages": MapOf(Fields({
+            "version": _VERSION, "recipe": _FILE, "index": _NAME,
+            "git": Fields({"repository": _REPOSITORY, "tag": _TAG, "submodules": ListOf(Text())},
+                          required=("repository", "tag"), defaults={"submodules": []}),
+            "stubs": MapOf(_REASON, r"[\w.-]+"),
+            "pins": MapOf(Fields({"repository": _REPOSITORY, "tag": _TAG, "reason": _REASON},
+                                 required=("tag", "reason")), r"[\w.-]+"),
+            "patches": ListOf(_FILE),
+        }, defaults={"stubs": {}, "pins": {}, "patches": []}), r"[a-z0-9][a-z0-9-]*"),
+    },
+    defaults={"execution": "linux/amd64", "mirrors": {}, "packages": {}},
+)
+
 #: What a target may promise of its CPU; what each means is in checks/data/cpu.yaml.
 CPU_LEVELS = {
     "linux/amd64": ("x86-64-v1", "x86-64-v2", "x86-64-v3", "x86-64-v4"),
@@ -51,7 +75,7 @@ SCHEMA = Fields(
         "format": Text(choices=(FORMAT,)),
         "extends": _NAME,
         "description": Text(),
-        "platform": Text(choices=("linux/arm64", "linux/amd64")),
+        "platform": _PLATFORM,
         "device": Fields(
             {
                 "name": Text(),
@@ -75,8 +99,9 @@ SCHEMA = Fields(
         "packages": MapOf(_REASON, r"[a-z0-9][a-z0-9.+-]+"),
         "alternatives": MapOf(Text(r"/.+", "an absolute path"), r"[\w+.-]+"),
         "torch": Fields({"version": _VERSION, "index": _NAME}, required=("version",), defaults={"index": "default"}),
-        "vllm": Fields({"version": _VERSION, "from": Text(choices=("wheel",)), "index": _NAME},
+        "vllm": Fields({"version": _VERSION, "from": Text(choices=("wheel", "source", "auto")), "index": _NAME},
                        required=("version",), defaults={"from": "wheel", "index": "default"}),
+        "sources": _SOURCES,
         "triton": Fields({"version": _VERSION, "from": Text(choices=("pytriton",)), "index": _NAME,
                           "bind": Text(r"[0-9a-fA-F:.]+", "an IP address")},
                          required=("version",), defaults={"from": "pytriton", "index": "default", "bind": "127.0.0.1"}),
@@ -119,6 +144,8 @@ REQUEST_FIELDS = {
     "base": ("platform", "base", "python", "packages"),
     "wheels": ("platform", "python", "torch", "vllm", "triton", "wheels"),
 }
+#: The recipe of a package that names none.
+RECIPES = {"vllm": "vllm/recipe.yaml"}
 
 #: Sections whose wheel has a layer of its own, in which its check reads it.
 OWN_LAYERS = ("torch", "vllm")
@@ -134,11 +161,13 @@ class Target:
         name: the file's stem.
         data: plain JSON values, keys as in docs/formats/target.md.
         files: the YAML files it was read from, relative to the project, the target's own first.
+        recipes: of the packages that come, or may come, from source.
     """
 
     name: str
     data: Mapping[str, Any]
     files: tuple[str, ...]
+    recipes: Mapping[str, Recipe] = field(default_factory=dict)
 
     @property
     def architecture(self) -> str:
@@ -151,13 +180,35 @@ class Target:
         return {"arm64": "aarch64", "amd64": "x86_64"}[self.architecture]
 
     def request(self) -> dict[str, dict[str, Any]]:
-        """What `lock` resolves, by part ("base", "wheels"); reasons and layer names are no part of it."""
+        """What `lock` resolves, by part ("base", "wheels", and "sources" where something is or may be compiled).
+
+        Reasons and layer names are no part of it.
+        """
         wheels = self.data["wheels"]
         asked = {**self.data, "packages": sorted(self.data["packages"]),
                  "triton": {k: v for k, v in self.data.get("triton", {}).items() if k != "bind"},
                  "wheels": {"requirements": wheels["requirements"],
                             "overrides": [entry["requirement"] for entry in wheels["overrides"]]}}
-        return {part: {key: asked[key] for key in fields if key in asked} for part, fields in REQUEST_FIELDS.items()}
+        found = {part: {key: asked[key] for key in fields if key in asked} for part, fields in REQUEST_FIELDS.items()}
+        if self.recipes:
+            device = self.data["device"]
+            found["wheels"]["from source"] = sorted(self.recipes)
+            found["sources"] = {
+                "platform": self.data["platform"], "execution": self.data["sources"]["execution"],
+                "python": self.data["python"], "cuda": device["cuda"], "arch_list": device["arch_list"],
+                "torch": self.data.get("torch", {}), "packages": {name: self._source(name) for name in self.recipes}}
+        return found
+
+    def _source(self, name: str) -> dict[str, Any]:
+        """What `lock` reads of a package from source."""
+        described = self.data["sources"]["packages"][name]
+        recipe = self.recipes[name]
+        pins = {pin: {key: value for key, value in moved.items() if key != "reason"}
+                for pin, moved in described["pins"].items()}
+        return {**{key: described[key] for key in ("version", "index", "git") if key in described}, "pins": pins,
+                "stubs": sorted({*described["stubs"], *recipe.stubs(described["version"],
+                                                                    self.data["device"]["arch_list"])}),
+                "recipe": recipe.asks()}
 
 
 def json_schema() -> dict[str, Any]:
@@ -221,7 +272,7 @@ def load(root: Path, name: str) -> Target:
     _layers(data, merged)
     _image(data["image"], merged)
     _waivers(data["waivers"], merged)
-    return Target(name, data, tuple(files))
+    return Target(name, data, tuple(files), _recipes(data, merged, root))
 
 
 def _consistent(data: Mapping[str, Any], document: Document) -> None:
@@ -243,6 +294,43 @@ def _consistent(data: Mapping[str, Any], document: Document) -> None:
                          expected=" or ".join(CPU_LEVELS[data["platform"]]))
     if "vllm" in data and "torch" not in data:
         raise InputError("vllm needs torch", where=document.place(("vllm",)), cure="add a torch section")
+
+
+def _recipes(data: dict[str, Any], document: Document, root: Path) -> dict[str, Recipe]:
+    """Fill in what a package from source leaves out, and read its recipe. Without any, the target has no `sources`."""
+    described: dict[str, Any] = data.get("sources", {"packages": {}})
+    packages: dict[str, Any] = dict(described["packages"])
+    if "vllm" in data:
+        at = ("sources", "packages", "vllm")
+        if data["vllm"]["from"] == "wheel" and "vllm" in packages:
+            raise InputError("vllm is taken as a wheel", where=document.place(at),
+                             cure="set vllm.from to source or auto, or leave this out")
+        if packages.get("vllm", {}).get("version", data["vllm"]["version"]) != data["vllm"]["version"]:
+            raise InputError("two versions of vllm", where=document.place((*at, "version")),
+                             expected=data["vllm"]["version"], cure="leave the version out here")
+        if data["vllm"]["from"] != "wheel":
+            packages["vllm"] = {"stubs": {}, "pins": {}, "patches": [], "index": data["vllm"]["index"],
+                                **packages.get("vllm", {}), "version": data["vllm"]["version"]}
+    if not packages:
+        data.pop("sources", None)
+        return {}
+    from stages.recipe import load as load_recipe
+
+    found = {}
+    for name, package in sorted(packages.items()):
+        at = ("sources", "packages", name)
+        for key, default in (("version", None), ("recipe", RECIPES.get(name)), ("index", "default")):
+            if key not in package and default is None:
+                raise InputError(f"the package {name} from source needs a {key}", where=document.place(at))
+            package.setdefault(key, default)
+        if layer_of(name, layer_rules(data["layers"])) is None:
+            raise InputError(f"no layer takes {name}", where=document.place(("layers",)),
+                             cure=f"name {name} in a layer")
+        found[name] = load_recipe(root, package["recipe"])
+        found[name].compilers(described.setdefault("execution", "linux/amd64"), data["platform"])
+    data["sources"] = {"execution": described["execution"], "mirrors": described.get("mirrors", {}),
+                       "packages": packages}
+    return found
 
 
 def layer_rules(patterns: Mapping[str, list[str]]) -> list[tuple[str, str]]:

@@ -110,10 +110,27 @@ def test_another_pin_moves(place: Place) -> None:
 def test_stub_is_not_fetched(place: Place) -> None:
     locked = place.lock(SourceRequest("my-pkg", "1.0", index="default", stubs=frozenset({"flashmla"})))
     assert [tree.name for tree in locked.trees] == ["cutlass"]
-    assert locked.stubs == ("flashmla",)
-    with pytest.raises(LockError, match="nothing pins the stub flashmal") as caught:
+    assert list(locked.stubs) == ["flashmla"]
+    with pytest.raises(LockError, match="nothing pins flashmal, which the target names") as caught:
         place.lock(SourceRequest("my-pkg", "1.0", index="default", stubs=frozenset({"flashmal"})))
     assert "cutlass, flashmla" in caught.value.diagnostics()
+
+
+def test_stub_of_the_recipe_counts_only_where_it_is_pinned(place: Place) -> None:
+    locked = place.lock(SourceRequest("my-pkg", "1.0", index="default",
+                                      stubs_if_pinned=frozenset({"flashmla", "of-another-version"})))
+    assert list(locked.stubs) == ["flashmla"]
+
+
+def test_another_revision_than_the_project_pins(place: Place) -> None:
+    newer = place.cutlass.commit({"include/c.h": b"2\n"})
+    place.cutlass.git("tag", "ours")
+    request = SourceRequest("my-pkg", "1.0", index="default", stubs=frozenset({"flashmla"}),
+                            pins={"cutlass": ("", "ours")})
+    tree, = place.lock(request).trees
+    assert (tree.pinned, tree.revision) == ("ours", newer)
+    with pytest.raises(LockError, match="nothing pins cutlas"):
+        place.lock(SourceRequest("my-pkg", "1.0", index="default", pins={"cutlas": ("", "ours")}))
 
 
 def test_all_that_is_away_is_named_at_once_with_every_address(place: Place) -> None:

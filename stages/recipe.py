@@ -1,0 +1,135 @@
+"""Recipes: how one project is compiled, as data. Format `stagecraft.recipe.v1`, documented in docs/vllm-from-source.md.
+
+A recipe names what a compile reads, the script that runs it, its tools, stubs and patches. It says nothing of a device
+or a release: rows of stubs, patches and lines are chosen by the target's architecture list and the version.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cache.errors import InputError
+from stages.schema import Document, Fields, ListOf, MapOf, Text, read
+
+FORMAT = "stagecraft.recipe.v1"
+
+_PATH = Text(r"(?!/)(?!(.*/)?\.\.?(/|$))[\w./+-]+", "a path below the project")
+_GLOB = Text(r"(?!/)[\w./*?\[\]+-]+", "a pattern of paths")
+_REASON = Text(r"\S.{9,}", "a reason of at least ten characters")
+_PLATFORM = r"linux/(amd64|arm64)"
+_PACKAGE = Text(r"[a-z0-9][a-z0-9.+-]+", "the name of a Debian package")
+_REQUIREMENT = Text(r"[A-Za-z0-9][\w.-]*(\[[\w,.-]+\])?\s*((==|>=|<=|<|>|~=|!=).+)?",
+                    "a requirement like cmake>=3.26")
+_SPECIFIER = Text(r"(==|>=|<=|<|>|~=|!=).+", "versions like ==0.32.*")
+
+SCHEMA = Fields(
+    {
+        "format": Text(choices=(FORMAT,)),
+        "csrc": ListOf(_GLOB),
+        "python": ListOf(_GLOB),
+        "without": ListOf(_GLOB),
+        "replaces": ListOf(_GLOB),
+        "variables": MapOf(Text(), r"\w+"),
+        "requirements": ListOf(_PATH),
+        "pins": Fields({"keep_back": ListOf(Text(r"\w+", "a variable")),
+                        "below": MapOf(_PATH, r"[\w.-]+")}, defaults={"keep_back": [], "below": {}}),
+        "script": _PATH,
+        "files": ListOf(_PATH),
+        "expected": _PATH,
+        "environment": MapOf(Text(), r"[A-Za-z_]\w*"),
+        "tools": Fields({
+            "compilers": MapOf(MapOf(ListOf(_PACKAGE), _PLATFORM), _PLATFORM),
+            "toolkit": ListOf(_REQUIREMENT),
+            "requires": ListOf(_REQUIREMENT),
+        }, required=("compilers", "requires"), defaults={"toolkit": []}),
+        "stubs": ListOf(Fields({"sources": ListOf(Text(r"[\w.-]+", "the name of a source")),
+                                "archs": ListOf(Text(r"\d+\.\d[af]?", "an architecture like 11.0a")),
+                                "versions": _SPECIFIER, "reason": _REASON},
+                               required=("sources", "archs", "reason"))),
+        "patches": ListOf(Fields({"file": _PATH, "versions": _SPECIFIER, "reason": _REASON},
+                                 required=("file", "versions", "reason"))),
+        "refuse": ListOf(Fields({"pattern": Text(), "allow": MapOf(ListOf(Text()), r"\d+\.\d[af]?|none|any"),
+                                 "reason": _REASON}, required=("pattern", "reason"), defaults={"allow": {}})),
+    },
+    required=("format", "csrc", "script", "tools"),
+    defaults={"python": [], "without": [], "replaces": [], "variables": {}, "requirements": [], "files": [],
+              "pins": {"keep_back": [], "below": {}}, "environment": {}, "stubs": [], "patches": [], "refuse": []},
+)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A recipe that was checked: `path` relative to the project, `data` with all defaults filled in."""
+
+    path: str
+    data: Mapping[str, Any]
+
+    def stubs(self, version: str, arch_list: str) -> dict[str, str]:
+        """Sources that this version needs no code of on any of these architectures, with the reason."""
+        wanted = set(arch_list.split())
+        return {name: row["reason"] for row in self.data["stubs"] if wanted <= set(row["archs"])
+                and _fits(version, row.get("versions")) for name in row["sources"]}
+
+    def patches(self, version: str) -> list[str]:
+        """The files of the patches that this version needs, in their order."""
+        return [row["file"] for row in self.data["patches"] if _fits(version, row["versions"])]
+
+    def refuse(self, arch_list: str) -> list[dict[str, Any]]:
+        """Lines that end a build for these architectures; what each of them allows is allowed."""
+        found = []
+        for row in self.data["refuse"]:
+            allowed = [set(row["allow"].get(arch, ())) for arch in arch_list.split()]
+            common = set.intersection(*allowed) if allowed else set()
+            found.append({"pattern": row["pattern"], "reason": row["reason"],
+                          "allow": sorted(common | set(row["allow"].get("any", ())))})
+        return found
+
+    def compilers(self, execution: str, platform: str) -> list[str]:
+        """Packages of the execution platform that compile for `platform`. Raises InputError: there are none."""
+        found: list[str] = self.data["tools"]["compilers"].get(execution, {}).get(platform, [])
+        if not found:
+            raise InputError(f"nothing compiles for {platform} on {execution}", where=f"{self.path}: tools.compilers",
+                             found=", ".join(self.data["tools"]["compilers"]) or "no compilers",
+                             cure="add the compilers of that platform to the recipe, or set sources.execution")
+        return found
+
+    def asks(self) -> dict[str, Any]:
+        """What of it a lock answers; the rest concerns only the build."""
+        return {key: self.data[key] for key in ("variables", "requirements", "tools")}
+
+
+def load(root: Path, path: str) -> Recipe:
+    """Read a recipe.
+
+    Raises:
+        InputError: not there, or anything wrong in it, with file and line.
+    """
+    document = read(root / path, path)
+    data = SCHEMA.check(document.data, document, ())
+    for number, row in enumerate(data["refuse"]):
+        _pattern(row["pattern"], document, ("refuse", str(number), "pattern"))
+    return Recipe(path, data)
+
+
+def json_schema() -> dict[str, Any]:
+    """docs/formats/recipe.schema.json."""
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": FORMAT, **SCHEMA.json_schema()}
+
+
+def _pattern(text: str, document: Document, at: tuple[str, ...]) -> None:
+    try:
+        re.compile(text)
+    except re.error as error:
+        raise InputError("not a regular expression", where=document.place(at), found=f"{text}: {error}") from error
+
+
+def _fits(version: str, specifier: str | None) -> bool:
+    if specifier is None:
+        return True
+    from packaging.specifiers import SpecifierSet
+
+    return SpecifierSet(specifier).contains(version, prereleases=True)

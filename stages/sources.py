@@ -1,0 +1,188 @@
+"""The stages of a package from source: source, tools, compile, wheel (docs/vllm-from-source.md).
+
+The layer that takes the wheel is as for one of an index (`stages.layers`). What a compile reads is a stage output of its
+own, so that a change of Python files alone compiles nothing.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from checks.facts import wheel_tag
+from stages.builders import BUILDERS
+from stages.graph import FileInput, Input, Stage, StageInput
+from stages.layers import platform, scheme
+from stages.locked_source import SourcePackage
+from stages.lockfile import Lock, LockedFile
+from stages.recipe import Recipe
+from stages.target import Target
+from stages.triton import source as file_of
+
+#: Where the tools lie in the root (docs/vllm-from-source.md).
+TOOLKIT, PYTHON = "cross/toolkit", "cross/python"
+#: Layers of the image that a compile reads, lowest first.
+READ = ("base", "cuda", "torch")
+
+_MACHINES = {"arm64": "aarch64", "amd64": "x86_64"}
+_BINUTILS = ("ar", "as", "ld", "nm", "objcopy", "objdump", "ranlib", "readelf", "strip")
+_COMPILER = re.compile(r"g\+\+-(\d+)(-[\w-]+)?")
+_SKIPPED = ["usr/share/doc/*", "usr/share/man/*", "usr/share/locale/*", "usr/share/info/*", "usr/share/lintian/*"]
+#: The date of files whose real one says nothing: the first that a zip file can hold.
+_EPOCH = "315532800"
+
+
+def stages(target: Target, lock: Lock, root: Path, layers: Sequence[Stage]) -> list[Stage]:
+    """The stages of all packages from source, over those layers of the image that their compiles read."""
+    below = [stage for stage in layers if stage.name in READ]
+    return [stage for package in lock.sources for stage in _Package(target, lock, root, package, below).stages()]
+
+
+class _Package:
+    """One package."""
+
+    def __init__(self, target: Target, lock: Lock, root: Path, package: SourcePackage,
+                 below: Sequence[Stage]) -> None:
+        self._target, self._lock, self._root, self._package, self._below = target, lock, root, package, below
+        self._recipe: Recipe = target.recipes[package.name]
+        self._described: Mapping[str, Any] = target.data["sources"]["packages"][package.name]
+        self._execution: str = target.data["sources"]["execution"].partition("/")[2]
+
+    def stages(self) -> list[Stage]:
+        tools = [self._compiler(), *self._wheels("toolkit", "CUDA's toolkit for the machine that compiles"),
+                 *self._wheels("requires", "what the build requires")]
+        return [self._source(), *tools, self._extensions([*self._below, *tools]), self._wheel()]
+
+    def _name(self, part: str) -> str:
+        return f"{self._package.name}-{part}"
+
+    def _source(self) -> Stage:
+        package, recipe = self._package, self._recipe.data
+        patches = [*self._recipe.patches(package.version), *self._described["patches"]]
+        inputs: dict[str, Input] = {"source": _own(package)}
+        inputs |= {f"tree/{tree.name}": FileInput("git", _tree_file(tree.name, tree.revision, tree.size, tree.tree,
+                                                                  tree.repository)) for tree in package.trees}
+        inputs |= {f"patch/{number:02}-{Path(patch).name}": file_of(self._root, patch)
+                   for number, patch in enumerate(patches)}
+        return Stage(
+            self._name("source"), f"source of {package.name}, patched", BUILDERS["source-tree"], platform(self._target),
+            {"strip": 1 if package.source["kind"] == "sdist" else 0, "csrc": recipe["csrc"],
+             "stubs": sorted(package.stubs)}, inputs)
+
+    def _compiler(self) -> Stage:
+        machine, execution = self._target.machine, _MACHINES[self._execution]
+        triple = f"{machine}-linux-gnu"
+        native = self._execution == self._target.architecture
+        there = {deb.name for deb in self._lock.debs} if native else set()
+        debs = [deb for deb in self._package.tools.debs if deb.name not in there]
+        names = [deb.name for deb in self._package.tools.debs]
+        return Stage(
+            self._name("compiler"), f"compilers for {machine} on {execution}", BUILDERS["tools-layer"],
+            {"os": "linux", "architecture": self._execution},
+            {"prefix": "cross", "architecture": self._execution, "links": _links(names, triple), "skip": _SKIPPED,
+             "in_place": [f"{place}/*" for place in _loader_places(execution)]},
+            {f"debs/{deb.filename}": FileInput("deb", deb) for deb in debs})
+
+    def _wheels(self, part: str, title: str) -> list[Stage]:
+        """Wheels as a layer below /cross; none if there are none."""
+        wheels: tuple[LockedFile, ...] = getattr(self._package.tools, part)
+        if not wheels:
+            return []
+        place, architecture = (TOOLKIT, self._execution) if part == "toolkit" else (PYTHON, self._target.architecture)
+        return [Stage(
+            self._name(part), title, BUILDERS["wheels-layer"], {"os": "linux", "architecture": architecture},
+            {**scheme(self._lock), "purelib": place, "platlib": place, "scripts": f"{place}/bin", "data": place,
+             "headers": f"{place}/include", "collisions": [], "records": []},
+            {f"wheels/{wheel.filename}": FileInput("wheel", wheel) for wheel in wheels})]
+
+    def _extensions(self, layers: Sequence[Stage]) -> Stage:
+        recipe, native = self._recipe.data, self._execution == self._target.architecture
+        emulators = () if native else self._lock.emulator
+        inputs: dict[str, Input] = {f"root/{number:02}-{stage.name}": StageInput(stage.name, "layer")
+                                    for number, stage in enumerate(layers)}
+        inputs["tree/csrc"] = StageInput(self._name("source"), "csrc")
+        inputs |= {f"file/{Path(path).name}": file_of(self._root, path)
+                   for path in (recipe["script"], *recipe["files"])}
+        inputs |= {f"emulator/{deb.filename}": FileInput("deb", deb) for deb in emulators}
+        arch_list = self._target.data["device"]["arch_list"]
+        return Stage(
+            self._name("extensions"), f"{self._package.name} compiled for {arch_list}", BUILDERS["run-script"],
+            platform(self._target),
+            {"machine": self._target.machine, "execution": _MACHINES[self._execution],
+             "command": ["bash", f"/inputs/files/{Path(recipe['script']).name}"],
+             "environment": self._environment(), "collect": "out", "into": "",
+             "refuse": self._recipe.refuse(arch_list),
+             "emulators": [{"name": deb.name, "version": deb.version, "architecture": deb.architecture,
+                            "sha256": deb.sha256} for deb in emulators]},
+            inputs, kind="run")
+
+    def _environment(self) -> dict[str, str]:
+        """What the script is told; see docs/vllm-from-source.md."""
+        package, device, recipe = self._package, self._target.data["device"], self._recipe.data
+        variables = {tree.name: tree.variable for tree in package.trees} | dict(package.stubs)
+        places = {name: f"/inputs/csrc/sources/{name}" for name in variables}
+        found = {"SITE": self._lock.python["site"], "PYTHON": self._lock.python["executable"], "NAME": package.name,
+                 "VERSION": package.version, "TORCH_CUDA_ARCH_LIST": device["arch_list"],
+                 "CUDA_VERSION": device["cuda"], "LC_ALL": "C", "SOURCE_DATE_EPOCH": _EPOCH,
+                 "TORCH_VERSION": str(self._target.data.get("torch", {}).get("version", ""))}
+        found["CMAKE_ARGS"] = " ".join(["-DFETCHCONTENT_FULLY_DISCONNECTED=ON", *(
+            f"-DFETCHCONTENT_SOURCE_DIR_{name.upper()}={place}" for name, place in sorted(places.items()))])
+        for name, variable in sorted(variables.items()):
+            if variable and variable not in recipe["pins"]["keep_back"]:
+                below = recipe["pins"]["below"].get(name)
+                found[variable] = f"{places[name]}/{below}" if below else places[name]
+        return {**{name: text for name, text in found.items() if text not in ("", "none")}, **recipe["environment"]}
+
+    def _wheel(self) -> Stage:
+        package, recipe = self._package, self._recipe.data
+        source, extensions = self._name("source"), self._name("extensions")
+        torch = self._target.data.get("torch", {}).get("version")
+        return Stage(
+            self._name("wheel"), f"{package.name} {package.version} as a wheel", BUILDERS["source-wheel"],
+            platform(self._target),
+            {"name": package.name, "version": package.version,
+             "tag": wheel_tag(self._lock.python["version"], self._target.machine),
+             "python": recipe["python"], "without": recipe["without"], "replaces": recipe["replaces"],
+             "pins": {"torch": torch} if torch else {}, "requires": list(package.requirements)},
+            {"python": StageInput(source, "python"), "csrc": StageInput(source, "csrc"),
+             "built": StageInput(extensions, "layer")})
+
+
+def names(package: str) -> list[str]:
+    """The stages that a package from source may have."""
+    return [f"{package}-{part}" for part in ("source", "compiler", "toolkit", "requires", "extensions", "wheel")]
+
+
+def _own(package: SourcePackage) -> FileInput:
+    source = package.source
+    if source["kind"] == "git":
+        return FileInput("git", _tree_file(package.name, source["revision"], source["size"], source["tree"],
+                                           source["repository"]))
+    return FileInput("sdist", LockedFile(package.name, package.version, source["file"], source["size"],
+                                         source["sha256"], source["index"]))
+
+
+def _tree_file(name: str, revision: str, size: int, tree: str, repository: str) -> LockedFile:
+    """A Git tree as a file: the layer of its files, known by its digest."""
+    return LockedFile(name, revision[:12], f"{name}-{revision}.tar", size, tree.partition(":")[2], repository)
+
+
+def _links(packages: Sequence[str], triple: str) -> dict[str, str]:
+    """Programs by the names under which builds look for them, and by those under which compilers look for theirs."""
+    version = next((found[1] for name in packages if (found := _COMPILER.fullmatch(name))), "")
+    programs = {name: f"{triple}-{name}" for name in _BINUTILS}
+    programs |= {f"{triple}-{name}": f"{triple}-{name}" for name in _BINUTILS}
+    if version:
+        programs |= {"gcc": f"{triple}-gcc-{version}", "cc": f"{triple}-gcc-{version}",
+                     "g++": f"{triple}-g++-{version}", "c++": f"{triple}-g++-{version}"}
+    if "ccache" in packages:
+        programs["ccache"] = "ccache"
+    return {f"cross/bin/{name}": f"../usr/bin/{program}" for name, program in programs.items()}
+
+
+def _loader_places(machine: str) -> list[str]:
+    """Where the loader of the machine that compiles looks."""
+    loader = {"x86_64": ["lib64"], "aarch64": ["lib/ld-linux-aarch64.so.1"]}[machine]
+    return [*loader, f"lib/{machine}-linux-gnu", f"usr/lib/{machine}-linux-gnu"]
