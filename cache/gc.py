@@ -280,12 +280,16 @@ def _plan(store: Store, found: Found, kept: Kept, keep_days: int | None) -> tupl
 
 def _plan_trees(store: Store, found: Found, kept: Kept, keep_days: int | None,
                 drop: Callable[[str, str, str, int, str], None]) -> None:
-    """Unpacked layers: they can be made again as long as their layer is there, and are of no use without it."""
+    """Unpacked layers: they can be made again as long as their layer is there, and are of no use without it.
+    And what compilers and failed checks left, which goes when nobody used it for some days."""
     days = _UNFINISHED_DAYS if keep_days is None else keep_days
     for path, there, of, size in inventory.trees(store):
         old = _age(found.now, there.st_mtime_ns) >= days * _DAY
         if f"trees/{os.path.basename(path)}" not in found.used and (old or not of <= kept.blobs):
             drop("tree", "trees", path, size, f"not used for {days} days" if old else "its layer is not kept")
+    for name, there, size in inventory.ccache(store):
+        if _age(found.now, there.st_mtime_ns) >= days * _DAY and not _held(f"{store.root}/ccache/{name}"):
+            drop("ccache", "ccache", name, size, f"not used for {days} days")
     for name, there in inventory.files(store, "failed"):
         if _age(found.now, there.st_mtime_ns) >= days * _DAY:
             drop("failed", "failed", name, there.st_size, f"kept of a check that failed {days} days ago or more")
@@ -345,7 +349,7 @@ def _sweep(store: Store, moves: list[str]) -> None:
         # These are opened without the collection's lock: holding theirs while the name goes makes whoever
         # waits for it look at the name again.
         fd = -1
-        if move.startswith(("locks/", "partial/")):
+        if move.startswith(("locks/", "partial/", "ccache/")):
             fd = durable.lock_if_free(path)
             if fd < 0:
                 continue

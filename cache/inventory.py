@@ -130,6 +130,15 @@ def trees(store: Store) -> Iterator[tuple[str, os.stat_result, frozenset[str], i
             yield os.path.relpath(path, base), there, frozenset(data.get("of", ())), int(data.get("size", 0))
 
 
+def ccache(store: Store) -> Iterator[tuple[str, os.stat_result, int]]:
+    """Name, stat and bytes of content of every directory of compilers' results; its time is that of its last use."""
+    for name, there in files(store, "ccache"):
+        size = 0
+        for directory, _, below in os.walk(store.root / "ccache" / name):
+            size += sum(found.st_size for file in below if (found := _stat(f"{directory}/{file}")) is not None)
+        yield name, there, size
+
+
 def sessions(store: Store) -> tuple[frozenset[str], list[str]]:
     """Names that running processes use, and the session files whose process is gone."""
     used: set[str] = set()

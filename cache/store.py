@@ -15,6 +15,7 @@ On disk (all below `Store.root`; docs/formats/store.md)::
     images/<name>/                      OCI image layouts; their blobs are symlinks into blobs/
     logs/<action key hex>.log           logs of failed builds
     trees/ab/abcd…/                     a layer unpacked, for executors
+    ccache/<user>-<name>/               results of compilers (flocked while a build uses them)
     trash/                              what collection is deleting
 
 Durability: a blob is written to tmp/, hashed while written, fsynced, linked into blobs/ and its
@@ -52,7 +53,7 @@ __all__ = ["FORMAT", "Blob", "Record", "Store", "default_root", "hex_of"]
 FORMAT = "stagecraft.store.v1"
 
 _PARTS = frozenset({"store.json", "blobs", "records", "verdicts", "roots", "sessions", "partial", "locks", "ledger",
-                    "tmp", "images", "logs", "trees", "failed", "derived", "trash"})
+                    "tmp", "images", "logs", "trees", "ccache", "failed", "derived", "trash"})
 
 
 def default_root(environ: Mapping[str, str] | None = None) -> Path:

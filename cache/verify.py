@@ -281,7 +281,7 @@ class StoreInfo:
         blobs: by what names them: `layers` (outputs called `layer`), `outputs` (other outputs and logs),
             `inputs` (inputs that are no output: locked files, files of the repository), `other` (no record
             names them: a download whose stage is not built yet, the log of a failed build).
-        parts: records, verdicts, derived, images (without the blobs that they link to), trees, partial, tmp.
+        parts: records, verdicts, derived, images (without the blobs that they link to), trees, ccache, partial, tmp.
         roots: root names.
         nondeterministic: action keys in the ledger.
     """
@@ -323,6 +323,7 @@ def info(store: Store) -> StoreInfo:
             "derived": [there.st_size for _, there in inventory.derived(store)],
             "images": [layout.size for layout in inventory.layouts(store).values()],
             "trees": [size for _, _, _, size in inventory.trees(store)],
+            "ccache": [size for _, _, size in inventory.ccache(store)],
             "partial": [there.st_size for _, there in inventory.files(store, "partial")],
             "tmp": [there.st_size for _, there in inventory.files(store, "tmp")],
         }

@@ -69,6 +69,9 @@ class Docker:
         import requests
         from docker.errors import DockerException
 
+        if process.kept:
+            raise ToolError("an engine cannot write directories of this machine", found=", ".join(process.kept),
+                            cure="use the sandbox: ./doit doctor says what it lacks here")
         (scratch / "build").mkdir(parents=True, exist_ok=True)
         try:
             with contextlib.ExitStack() as stack:

@@ -1,5 +1,6 @@
 """Holding a process tree to its limits: by a cgroup where one can be made, else by counting its processes.
 
+Either also looks four times a second which processes are large (`executors.jobs`), to name them when memory runs out.
 A cgroup is version 2 (https://docs.kernel.org/admin-guide/cgroup-v2.html): below ours, or beside it where ours is a
 leaf. Counting reads `/proc`: it costs a few milliseconds four times a second, and a tree may go over its limit for
 that long.
@@ -14,6 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from executors.jobs import Jobs
 from executors.process import Limits, size_text
 
 _INTERVAL = 0.25
@@ -26,6 +28,22 @@ class Exceeded:
     reason: str
 
 
+class _Looking:
+    """Looks at the tree now and then; the part that a cgroup and counting share."""
+
+    def __init__(self, limits: Limits, proc: Path) -> None:
+        self._limits, self._next = limits, 0.0
+        self.jobs = Jobs(proc)
+
+    def _look(self, pid: int) -> tuple[int, int] | None:
+        """Bytes and processes of the tree; None if it was looked at a moment ago."""
+        if time.monotonic() < self._next:
+            return None
+        found = self.jobs.look(pid)
+        self._next = time.monotonic() + _INTERVAL
+        return found
+
+
 def memory_reason(limits: Limits) -> Exceeded:
     return Exceeded(f"out of memory (limit {size_text(limits.memory or 0)})")
 
@@ -34,21 +52,21 @@ def pids_reason(limits: Limits) -> Exceeded:
     return Exceeded(f"too many processes (limit {limits.pids})")
 
 
-class Counted:
+class Counted(_Looking):
     """Counts the tree below a process. `how` says what it does."""
 
     path: str | None = None
 
     def __init__(self, limits: Limits, proc: Path = Path("/proc")) -> None:
-        self._limits, self._proc, self._next = limits, proc, 0.0
+        super().__init__(limits, proc)
         self.how = "memory and processes limited by counting" if limits.memory or limits.pids else ""
 
     def poll(self, pid: int) -> Exceeded | None:
         """The limit that the tree below `pid` is over."""
-        if not self.how or time.monotonic() < self._next:
+        found = self._look(pid) if self.how else None
+        if found is None:
             return None
-        memory, pids = usage(pid, self._proc)
-        self._next = time.monotonic() + _INTERVAL
+        memory, pids = found
         if self._limits.memory and memory > self._limits.memory:
             return memory_reason(self._limits)
         if self._limits.pids and pids > self._limits.pids:
@@ -65,16 +83,20 @@ class Counted:
         """Nothing was made."""
 
 
-class Cgroup:
+class Cgroup(_Looking):
     """A cgroup of our own. The kernel holds the tree to its limits; `ended` tells whether it had to."""
 
-    def __init__(self, path: Path, limits: Limits) -> None:
-        self._path, self._limits = path, limits
+    def __init__(self, path: Path, limits: Limits, proc: Path = Path("/proc")) -> None:
+        super().__init__(limits, proc)
+        self._path = path
         self.path: str | None = str(path)
         self.how = "memory and processes limited by a cgroup"
 
     def poll(self, pid: int) -> Exceeded | None:
-        return self.ended()
+        over = self.ended()
+        if over is None:
+            self._look(pid)
+        return over
 
     def ended(self) -> Exceeded | None:
         """The limit at which the kernel stopped it, or refused it another process."""
@@ -163,28 +185,3 @@ def _event(path: Path, name: str) -> int:
     except (OSError, ValueError):
         return 0
     return int(found.get(name, "0"))
-
-
-def usage(pid: int, proc: Path = Path("/proc")) -> tuple[int, int]:
-    """Private bytes and number of threads of the processes below `pid`, itself left out."""
-    children: dict[int, list[int]] = {}
-    threads: dict[int, int] = {}
-    for name in os.listdir(proc):
-        if name.isdigit():
-            try:
-                fields = (proc / name / "stat").read_bytes().rpartition(b")")[2].split()
-            except OSError:
-                continue
-            children.setdefault(int(fields[1]), []).append(int(name))
-            threads[int(name)] = int(fields[17])
-    memory = count = 0
-    waiting = list(children.get(pid, ()))
-    page = os.sysconf("SC_PAGE_SIZE")
-    while waiting:
-        one = waiting.pop()
-        waiting += children.get(one, ())
-        count += threads[one]
-        with contextlib.suppress(OSError, ValueError):
-            resident, shared = (proc / str(one) / "statm").read_text().split()[1:3]
-            memory += (int(resident) - int(shared)) * page
-    return memory, count

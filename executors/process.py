@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Protocol
 
 from cache.errors import StageError
+from executors.jobs import Job
 
 #: What every command sees beside what its process names.
 ENVIRONMENT: Mapping[str, str] = {
@@ -20,6 +21,8 @@ ENVIRONMENT: Mapping[str, str] = {
 }
 HOSTNAME = "stagecraft"
 USER = 1000
+#: Whom root of this machine becomes before it runs anything; as in `namespace.py`.
+NOBODY = 65534
 #: Directories that every root has for what is mounted there.
 PLACES = ("build", "dev", "inputs", "proc", "tmp")
 
@@ -57,6 +60,7 @@ class Process:
         machine: that the layers are for, as `uname -m` says it.
         environment: beside `ENVIRONMENT`, and before it.
         inputs: name to a file or directory of this machine, seen read-only as `/inputs/<name>`.
+        kept: name to a directory of this machine that it may write, seen as `/tmp/<name>`: what outlives the run.
         outputs: paths of files below `/build` that are wanted.
     """
 
@@ -67,11 +71,12 @@ class Process:
     inputs: Mapping[str, Path] = field(default_factory=dict)
     limits: Limits = field(default_factory=Limits)
     outputs: tuple[str, ...] = ()
+    kept: Mapping[str, Path] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.layers or not self.command:
             raise ValueError("a process needs layers and a command")
-        for name in self.inputs:
+        for name in (*self.inputs, *self.kept):
             if not _NAME.fullmatch(name) or name in (".", ".."):
                 raise ValueError(f"not a plain name: {name!r}")
         for name in self.outputs:
@@ -93,6 +98,8 @@ class Outcome:
         how: what was done to run it so, in words.
         last: the last line that it wrote.
         whole: False where child processes could not run (an emulator without registration).
+        killed: where memory ran out or one of its processes was killed: the large ones that ran then, largest first.
+        kernel_kills: processes of this machine that the kernel killed for memory while it ran.
         outputs: of the outputs that were asked for, those that it wrote: path below `/build` to the file.
     """
 
@@ -103,6 +110,8 @@ class Outcome:
     outputs: Mapping[str, Path] = field(default_factory=dict)
     last: str = ""
     whole: bool = True
+    killed: tuple[Job, ...] = ()
+    kernel_kills: int = 0
 
     @property
     def ok(self) -> bool:

@@ -26,12 +26,12 @@ from cache.store import Store
 from executors import emulator as emulation
 from executors import limits, probe, terminal, trees
 from executors.emulator import Emulator
-from executors.process import HOSTNAME, USER, Limits, Outcome, Process, collect, reason_of
+from executors.jobs import KILLED, Job
+from executors.process import HOSTNAME, NOBODY, USER, Limits, Outcome, Process, collect, reason_of
 
 _TICK = 0.1
 _PATIENCE = 20  # seconds that a killed tree may take to go
 _LINE = 64 << 10  # a longer line is cut into several
-NOBODY = 65534  # as in namespace.py
 _INSIDE = "/inputs/emulator"
 
 
@@ -97,7 +97,8 @@ class Sandbox:
                 watch.end()
             reason = stopped or _exit_reason(status, watch.last)
             return Outcome(None if stopped else status, reason, time.monotonic() - started, tuple(how),
-                           collect(process, scratch / "build"), watch.last, prepared.whole)
+                           collect(process, scratch / "build"), watch.last, prepared.whole,
+                           watch.killed(), holder.jobs.kernel_kills)
 
     def shell(self, process: Process, scratch: Path, log: Callable[[str], None] = lambda line: None) -> int:
         """Run it on this terminal; its exit code. No limit holds."""
@@ -168,6 +169,7 @@ class Sandbox:
                     inputs["emulator"] = self.emulator.path
                     command = [_INSIDE, "-0", command[0], _program(parts, process), *command[1:]]
             binds |= {f"inputs/{name}": str(path) for name, path in inputs.items()}
+            binds |= {f"kept/{name}": str(path) for name, path in process.kept.items()}
             wrapped = _bubblewrap(able.bubblewrap, sorted(inputs), process, command, interactive)
             work |= {"place": str(scratch / "place"), "binds": binds, "command": wrapped}
             yield _Prepared(work, tuple(how), registration != "none")
@@ -229,6 +231,8 @@ def _bubblewrap(program: str, inputs: Sequence[str], process: Process, command: 
             "--bind", "/tmp/build", "/build", "--tmpfs", "/inputs"]  # noqa: S108
     for name in inputs:
         line += ["--ro-bind", f"/tmp/inputs/{name}", f"/inputs/{name}"]  # noqa: S108
+    for name in sorted(process.kept):
+        line += ["--bind", f"/tmp/kept/{name}", f"/tmp/{name}"]  # noqa: S108
     line += ["--remount-ro", "/inputs", "--chdir", "/build", "--clearenv"]
     for name, value in sorted(process.variables().items()):
         line += ["--setenv", name, value]
@@ -259,6 +263,7 @@ class _Watch:
         self._running, self._answers, self._holder, self._bounds = running, answers, holder, bounds
         self._log, self._check = log, check
         self._rest = b""
+        self._over = False
         self.last = ""
         self._told, self._first = told, -1
         os.set_blocking(told, False)
@@ -283,7 +288,7 @@ class _Watch:
                 self._check()
                 over = self._holder.poll(self._running.pid)
                 if over is not None:
-                    stopped = over.reason
+                    stopped, self._over = over.reason, True
                 elif deadline is not None and time.monotonic() > deadline:
                     stopped = f"time limit ({self._bounds.seconds:g} s)"
         if stopped:
@@ -295,7 +300,7 @@ class _Watch:
             if failure is not None:
                 raise _failed(failure)
             over = self._holder.ended()
-            stopped = over.reason if over is not None else ""
+            stopped, self._over = (over.reason, True) if over is not None else ("", False)
         return status, stopped
 
     def end(self) -> None:
@@ -342,7 +347,14 @@ class _Watch:
 
     def _line(self, line: bytes) -> None:
         self.last = line.decode("utf-8", "replace").rstrip("\r")
+        if KILLED.search(self.last):
+            self._holder.jobs.note_killed()
         self._log(self.last)
+
+    def killed(self) -> tuple[Job, ...]:
+        """Who ran when memory ran out; by the last look, if it was the whole tree that was killed."""
+        jobs = self._holder.jobs
+        return jobs.killed or (jobs.running if self._over else ())
 
     def _drain(self) -> None:
         """What was written before the end. All writers are gone or going."""

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from executors.limits import Cgroup, Counted, Exceeded, holder, usage
+from executors.jobs import Jobs
+from executors.limits import Cgroup, Counted, Exceeded, holder
 from executors.process import Limits
 
 
@@ -20,7 +21,7 @@ def test_usage_counts_descendants_only() -> None:
     try:
         assert process.stdout is not None
         assert process.stdout.readline() == b"up\n"
-        memory, pids = usage(process.pid)
+        memory, pids = Jobs().look(process.pid)
         assert 60 << 20 < memory < 100 << 20
         assert pids == 1
     finally:

@@ -16,10 +16,10 @@ from cache.build import BuildContext
 from cache.errors import InputError, StageError, ToolError
 from cache.layer import LayerReader
 from cache.store import Store
-from executors import run_stage
+from executors import compiler_cache, run_stage
 from executors.docker import Docker
 from tests.support.images import make_layer
-from tests.support.roots import BUSYBOX, PYTHON, as_nobody, busybox, python_for_all
+from tests.support.roots import BUSYBOX, NOBODY, PYTHON, as_nobody, busybox, python_for_all
 
 
 class Stage:
@@ -29,12 +29,14 @@ class Stage:
         self.store = Store.open(directory / "store")
         self.said: list[str] = []
 
-    def run(self, script: str, inputs: Mapping[str, str] | None = None, **params: Any) -> dict[str, str]:
+    def run(self, script: str, inputs: Mapping[str, str] | None = None, notes: list[str] | None = None,
+            fresh: bool = False, **params: Any) -> dict[str, str]:
         given = {f"root/{number:02}-part": layer for number, layer in enumerate(busybox(self.store))}
         made = {"machine": os.uname().machine, "environment": {"COLOUR": "blue"}, "emulators": [], "collect": "out",
                 "command": [BUSYBOX, "sh", "-euc", script], "into": "", **params}
         self.said.clear()
-        context = BuildContext(self.store, made, {**given, **(inputs or {})}, log=self.said.append)
+        context = BuildContext(self.store, made, {**given, **(inputs or {})}, log=self.said.append,
+                               note=([] if notes is None else notes).append, fresh=fresh)
         return {name: blob.digest for name, blob in run_stage.build(context).items()}
 
     def entries(self, index: str) -> dict[str, dict[str, Any]]:
@@ -98,9 +100,9 @@ def test_settings_that_are_no_numbers(stage: Stage, monkeypatch: pytest.MonkeyPa
 def test_jobs_follow_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("STAGECRAFT_JOBS", raising=False)
     monkeypatch.setenv("STAGECRAFT_JOB_MEMORY", "100000")
-    assert run_stage._room()[1] == 1
+    assert run_stage._room().jobs == 1
     monkeypatch.setenv("STAGECRAFT_JOB_MEMORY", "1")
-    assert 1 <= run_stage._room()[1] <= len(os.sched_getaffinity(0))
+    assert 1 <= run_stage._room().jobs <= len(os.sched_getaffinity(0))
 
 
 def test_no_network(stage: Stage) -> None:
@@ -209,3 +211,106 @@ def test_rights_that_a_script_took_away_hold_no_ordinary_user_up() -> None:
         done = subprocess.run(as_nobody(PYTHON, "-c", _AS_NOBODY, directory), env=python_for_all(), cwd=directory,
                               capture_output=True, text=True, check=False)
     assert done.stdout.strip() == "['d', 'd/f', 'g'] []", done.stderr
+
+
+ARCHS = {"pattern": "Not building (.*) as no compatible archs", "allow": ["Machete"],
+         "reason": "a kernel would be missing"}
+
+
+def test_line_that_ends_a_build_ends_all_of_it_at_once(stage: Stage) -> None:
+    """Without waiting for the end, and whatever goes on beside it."""
+    with pytest.raises(StageError, match="a kernel would be missing") as caught:
+        stage.run("(/bin/busybox sleep 600 &); echo 'Not building Machete as no compatible archs';"
+                  "echo 'Not building Marlin as no compatible archs'; echo >&2 after; /bin/busybox sleep 600",
+                  refuse=[ARCHS])
+    assert "Not building Marlin" in str(caught.value.found)
+    assert [path.name for path in (stage.store.root / "tmp").iterdir() if path.name.startswith("run-")] == []
+
+
+def test_allowed_line_ends_nothing(stage: Stage) -> None:
+    stage.run(MKDIR + "echo 'Not building Machete as no compatible archs'; echo x > out/x", refuse=[ARCHS])
+
+
+def test_report_is_a_second_layer(stage: Stage) -> None:
+    found = stage.run(MKDIR + "mkdir -p report/deep; echo x > out/x; echo log > report/deep/configure.log",
+                      report="report", into="usr")
+    assert set(found) == {"layer", "index", "report", "report-index"}
+    assert set(stage.entries(found["index"])) == {"usr", "usr/x"}
+    with LayerReader(stage.store, found["report-index"]) as layer:
+        assert layer.read("deep/configure.log") == b"log\n"
+    with pytest.raises(StageError, match="left no result"):
+        stage.run(MKDIR + "echo x > out/x", report="report")
+
+
+def test_wish_for_the_network_is_named_in_the_error(stage: Stage) -> None:
+    with pytest.raises(StageError, match="it wanted the network, which a build does not have") as caught:
+        stage.run("/bin/busybox nc -w 2 192.0.2.1 80 || "
+                  "{ for n in 1 2 3 4 5 6 7 8 9; do echo a; echo b; echo c; done; exit 3; }")
+    assert "exit 3" in caught.value.message
+    assert "unreachable" in str(caught.value.found)
+    assert "lock what it would download" in str(caught.value.cure)
+
+
+#: Two "compilers" (busybox's dd, whose buffer is as large as its block), the first small, with names of sources.
+COMPILERS = ("small() { /bin/busybox dd if=/dev/zero of=/dev/null bs=50M count=1000000 2> /dev/null; };"
+             "large() { /bin/busybox dd if=/dev/zero of=/dev/null bs=300M count=1000000 2> /dev/null; };")
+
+
+def small_room(monkeypatch: pytest.MonkeyPatch, memory: int) -> None:
+    monkeypatch.setattr(run_stage, "_room", lambda: run_stage._Room(memory, 4))
+
+
+def test_limit_of_memory_names_who_ran_and_what_to_set(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    small_room(monkeypatch, 256 << 20)
+    with pytest.raises(StageError, match=r"out of memory \(limit 256 MiB\)") as caught:
+        stage.run(COMPILERS + "small & /bin/busybox sleep 1; large")
+    running = str(caught.value.found).splitlines()
+    assert running[0] == "these ran then:"
+    assert running[1].startswith("busybox (")
+    assert running[2].startswith("busybox (")
+    assert "set STAGECRAFT_JOBS=2" in str(caught.value.cure)
+
+
+def test_compiler_that_was_killed_alone_is_named_with_who_ran_beside_it(stage: Stage) -> None:
+    """As the kernel does it: one process goes, the script goes on and fails."""
+    with pytest.raises(StageError, match="its script ended: exit 1") as caught:
+        stage.run(COMPILERS + "small & large & /bin/busybox sleep 1; kill -9 $!; wait $! ||"
+                              "{ echo 'g++: fatal error: Killed signal terminated program cc1plus'; kill %1; exit 1; }")
+    first, large, small, *rest = str(caught.value.found).splitlines()
+    assert first == "these ran then:"
+    assert large.startswith("busybox (3")
+    assert small.startswith("busybox (5")
+    assert any("Killed signal" in line for line in rest)
+
+
+def test_cache_that_the_root_has_no_program_for_is_said(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STAGECRAFT_CCACHE", "on")
+    stage.run(MKDIR + 'echo "${STAGECRAFT_CCACHE:-none}" > out/x; echo "${CCACHE_DIR:-none}"')
+    assert "none" in stage.said
+    assert any("its root has no /cross/bin/ccache" in line for line in stage.said)
+
+
+def test_what_is_kept_outlives_the_run_and_is_not_there_when_building_to_compare(
+        stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a program in the place of ccache that counts in its directory, and what it tells to the record."""
+    tools = make_layer(
+        stage.store, {"cross/bin/ccache": b"#!/bin/busybox sh\necho x >> /tmp/ccache/n\n",
+                      "bin/sh": Path(BUSYBOX).read_bytes()}, {"cross/bin/ccache": 0o755, "bin/sh": 0o755})
+    script = MKDIR + ('if [ "${STAGECRAFT_CCACHE:-}" ]; then "$STAGECRAFT_CCACHE" g++; fi;'
+                      "/bin/busybox cat /tmp/ccache/n 2> /dev/null || true; echo x > out/x")
+    monkeypatch.setenv("STAGECRAFT_CCACHE", "on")
+    notes: list[str] = []
+    for expected, fresh in ((1, False), (2, False), (0, True), (3, False)):
+        stage.run(script, {"root/02-tools": tools}, notes=notes, fresh=fresh)
+        assert stage.said.count("x") == expected
+    assert notes == ["results of compilers were kept between builds (ccache: 0 results taken, 0 compiled)"] * 3
+    monkeypatch.delenv("STAGECRAFT_CCACHE")
+    stage.run(script, {"root/02-tools": tools}, notes=notes)
+    assert (stage.said.count("x"), len(notes)) == (0, 3)
+
+
+def test_kept_directories_are_the_users_own_rights(stage: Stage) -> None:
+    with compiler_cache.opened(stage.store, "abc") as place:
+        found = stage.store.root / "ccache" / f"{os.geteuid()}-abc"
+        assert place == found
+        assert found.stat().st_uid == (NOBODY if os.geteuid() == 0 else os.geteuid())
