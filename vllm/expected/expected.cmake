@@ -1,0 +1,33 @@
+# Included by the first project() of a package (CMAKE_PROJECT_TOP_LEVEL_INCLUDES), before it looks for compilers.
+file(COPY "${STAGECRAFT_MOCK}/compilers/" DESTINATION "${CMAKE_BINARY_DIR}/CMakeFiles/${CMAKE_VERSION}")
+
+# A source that is not there ends CMake, and an empty tree may stand for one that a device needs no code of: what is
+# listed of it is told as generated. Its path goes into a file, so that nobody takes it for what was read.
+function(_stagecraft_missing directory)
+  get_property(targets DIRECTORY "${directory}" PROPERTY BUILDSYSTEM_TARGETS)
+  foreach(target IN LISTS targets)
+    get_target_property(type ${target} TYPE)
+    get_target_property(sources ${target} SOURCES)
+    get_target_property(place ${target} SOURCE_DIR)
+    if(type STREQUAL "UTILITY" OR NOT sources)
+      continue()
+    endif()
+    foreach(source IN LISTS sources)
+      if(source MATCHES "\\$<")
+        continue()
+      endif()
+      get_filename_component(path "${source}" ABSOLUTE BASE_DIR "${place}")
+      get_source_file_property(made "${path}" TARGET_DIRECTORY ${target} GENERATED)
+      if(NOT made AND NOT EXISTS "${path}")
+        set_source_files_properties("${path}" TARGET_DIRECTORY ${target} PROPERTIES GENERATED TRUE)
+        file(APPEND "${CMAKE_BINARY_DIR}/stagecraft-missing" "${path}\n")
+      endif()
+    endforeach()
+  endforeach()
+  get_property(below DIRECTORY "${directory}" PROPERTY SUBDIRECTORIES)
+  foreach(one IN LISTS below)
+    _stagecraft_missing("${one}")
+  endforeach()
+endfunction()
+
+cmake_language(DEFER DIRECTORY "${CMAKE_SOURCE_DIR}" CALL _stagecraft_missing "${CMAKE_SOURCE_DIR}")
