@@ -123,6 +123,26 @@ def ptxas(target: Data, lock: Data) -> dict[str, Any]:
     }
 
 
+def flashinfer(target: Data, lock: Data) -> dict[str, Any]:
+    """`packages`: flashinfer's parts by name; `headers`, `directories`, `libraries`: what this release needs."""
+    packages = {str(one["name"]): str(one["version"]) for one in (*lock["wheels"], *lock.get("sources", ()))
+                if str(one["name"]).startswith("flashinfer-")}
+    table, version = _table("checks/data/flashinfer.yaml"), packages.get("flashinfer-python", "")
+    row: Data = next((one for one in table["releases"] if release(one["since"]) <= release(version)
+                      < release(one["before"])), {})
+    names = {"CUDA_HOME", "CUDA_PATH", "PATH", "CC", "CXX", "LIBRARY_PATH", "FLASHINFER_NVCC", "FLASHINFER_DISABLE_JIT",
+             "FLASHINFER_CUDA_ARCH_LIST"}
+    base = lock["base"]
+    return device(target) | {
+        "packages": packages, "known": bool(row), "compiler": table["compiler"],
+        **{key: row.get(key, []) for key in ("headers", "directories", "libraries")},
+        "cuda": str(target["device"].get("cuda", "none")), "arch_list": str(target["device"].get("arch_list", "")),
+        "site": lock["python"]["site"], "machine": machine(target),
+        "environment": {name: value for name, value in environment(target, lock).items() if name in names},
+        "base": [layer["digest"] for layer in base["layers"]] if base["kind"] == "image" else [],
+    }
+
+
 def triton_stub(target: Data, lock: Data) -> dict[str, Any]:
     version = next((file["version"] for file in lock["files"] if file["name"] == "nvidia-pytriton"), "")
     row = _releases("triton/pytriton-layout.yaml", version)

@@ -67,6 +67,8 @@ CHECKS: tuple[Check, ...] = (
           _of("index"), facts.ptx_floor, "checks.ptx_floor:run"),
     Check("ptxas", 1, "the ptxas that Triton-lang runs knows the device", ("torch",),
           _ALL_FILES, facts.ptxas, "checks.ptxas:run"),
+    Check("flashinfer", 1, "flashinfer has its kernels, or the image can compile them on the device", ("torch",),
+          _ALL_FILES, facts.flashinfer, "checks.flashinfer:run"),
     Check("triton-stub", 1, "Triton's Python stub is for the image's Python and numpy", ("triton",),
           (("triton", "index"), ("triton", "packages"), *_of("packages")), facts.triton_stub, "checks.triton_stub:run"),
     Check("closure", 3, "every library that a file asks for is there, where the loader finds it", LAYER_STAGES,
