@@ -84,6 +84,10 @@ def device_code(target: Data, lock: Data) -> dict[str, Any]:
     }
 
 
+def contents(target: Data, lock: Data) -> dict[str, Any]:
+    return {"site": lock["python"]["site"], "arch_list": str(target["device"].get("arch_list", ""))}
+
+
 def baseline_of(version: str) -> Path:
     """The table of kernels that a vLLM has no code of for a device (checks/baseline.py), if there is one."""
     return _ROOT / "vllm" / "kernels-without-code" / f"{version.partition('+')[0]}.yaml"

@@ -63,6 +63,8 @@ CHECKS: tuple[Check, ...] = (
           (("vllm", "index"), ("vllm", "packages")), facts.extensions, "checks.extensions:run"),
     Check("device-code", 3, "every kernel that the device needs has code that it loads", ("torch", "vllm"),
           _of("index"), facts.device_code, "checks.device_code:run"),
+    Check("contents", 1, "a vLLM from source holds the device code that its own CMake files ask for",
+          ("vllm-expected",), (("vllm-expected", "index"), ("vllm", "index")), facts.contents, "checks.contents:run"),
     Check("ptx-floor", 1, "the device's driver can compile the PTX that it is handed", ("torch", "vllm"),
           _of("index"), facts.ptx_floor, "checks.ptx_floor:run"),
     Check("ptxas", 1, "the ptxas that Triton-lang runs knows the device", ("torch",),
