@@ -348,7 +348,8 @@ class _Parts:
         if not (requirements or data["wheels"]["requirements"] or alone):
             return (), ()
         self.log("  resolving wheels with uv")
-        index_of = {name: part["index"] for name, part in pinned.items()}
+        index_of = dict(data["wheels"].get("indexes", {}))
+        index_of |= {name: part["index"] for name, part in pinned.items()}
         if alone:
             index_of["nvidia-pytriton"] = data["triton"]["index"]
         request = WheelRequest(

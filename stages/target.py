@@ -112,6 +112,7 @@ SCHEMA = Fields(
                                        required=("requirement", "reason"))),
             "collisions": ListOf(Fields({"path": Text(), "winner": _NAME, "reason": _REASON},
                                         required=("path", "winner", "reason"))),
+            "indexes": MapOf(_NAME, r"[a-z0-9]([a-z0-9-]*[a-z0-9])?"),  # no default: locks that are there stay good
             "records": ListOf(Fields({"wheel": _NAME, "path": Text(), "reason": _REASON},
                                      required=("wheel", "path", "reason"))),
         }, defaults={"requirements": [], "overrides": [], "collisions": [], "records": []}),

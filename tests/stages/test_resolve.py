@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from cache.errors import GateError, LockError
+from cache.errors import GateError, InputError, LockError
 from cache.store import Store
 from oci import media
 from oci.reference import parse_reference
@@ -125,6 +125,24 @@ def test_wheels_for_another_glibc_are_not_kept(place: Place, registry: RunningRe
     with pytest.raises(LockError, match="than the wheels were resolved for"):
         place.lock(only="debs")
     assert '"glibc": "2.41"' in place.path.read_text()
+
+
+def test_package_of_another_index(place: Place, registry: RunningRegistry, tmp_path: Path,
+                                  monkeypatch: pytest.MonkeyPatch) -> None:
+    """flashinfer-jit-cache is in flashinfer's own index only; a file of the same name elsewhere does not count."""
+    put_image(registry, tmp_path / "scratch", repository(tmp_path))
+    (tmp_path / "other").mkdir()
+    for name in ("one", "two"):
+        make_wheel(tmp_path / "other", name, "1+cu130", files={f"{name}.py": b"cu130"})
+    with IndexServer(tmp_path / "other") as server:
+        monkeypatch.setenv("STAGECRAFT_INDEX_JETSON", server.url)
+        found = place.lock("  requirements: [one]", "  requirements: [one]\n  indexes: {two: jetson}")
+        wheels = [(one["name"], one["version"], one["index"]) for one in found["wheels"]]  # type: ignore[attr-defined]
+        assert wheels == [("one", "1", "default"), ("two", "1+cu130", "jetson")]
+        Project(place.root).lock("small")
+    place.text = place.text.replace("two: jetson", "two: nowhere")
+    with pytest.raises(InputError, match="nowhere"):
+        place.lock()
 
 
 def test_tag_that_moved_is_followed_when_asked_to(place: Place, registry: RunningRegistry, tmp_path: Path) -> None:
