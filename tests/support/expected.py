@@ -58,14 +58,14 @@ class Mock:
                                           inputs))
         return found["csrc"].digest
 
-    def outputs(self, csrc: str, arch_list: str, *, project: bool = True, lines: list[str] | None = None,
-                cuda: str = "13.0.88", torch: str = "2.13.0+cu130", **environment: str) -> dict[str, str]:
+    def outputs(self, csrc: str, arch_list: str, environment: Mapping[str, str] | None = None, *,
+                project: bool = True, lines: list[str] | None = None) -> dict[str, str]:
         """The stage: `layer` and `index`."""
         params = {
             "machine": "aarch64", "command": ["/usr/bin/python3.11", "/inputs/files/expected.py"], "collect": "out",
             "into": "", "emulators": self.emulators,
-            "environment": {"TORCH_CUDA_ARCH_LIST": arch_list, "CUDA_VERSION": cuda, "TORCH_VERSION": torch,
-                            "LC_ALL": "C", **environment},
+            "environment": {"TORCH_CUDA_ARCH_LIST": arch_list, "CUDA_VERSION": "13.0", "TORCH_VERSION": "2.13.0",
+                            "LC_ALL": "C", **(environment or {})},
         }
         inputs = {f"root/{number:02}": layer for number, layer in enumerate(self.root)} | {"tree/csrc": csrc}
         inputs |= {f"file/{path.name}": self.store.put(path.read_bytes()).digest for path in FILES.iterdir()
@@ -78,9 +78,10 @@ class Mock:
             raise
         return {name: blob.digest for name, blob in found.items()}
 
-    def expected(self, csrc: str, arch_list: str, **more: Any) -> dict[str, Any]:
+    def expected(self, csrc: str, arch_list: str, environment: Mapping[str, str] | None = None, *,
+                 project: bool = True) -> dict[str, Any]:
         """What it wrote."""
-        with LayerReader(self.store, self.outputs(csrc, arch_list, **more)["index"]) as layer:
+        with LayerReader(self.store, self.outputs(csrc, arch_list, environment, project=project)["index"]) as layer:
             found: dict[str, Any] = json.loads(layer.read("expected.json"))
         return found
 

@@ -2,15 +2,20 @@
 file(COPY "${STAGECRAFT_MOCK}/compilers/" DESTINATION "${CMAKE_BINARY_DIR}/CMakeFiles/${CMAKE_VERSION}")
 
 # A source that is not there ends CMake, and an empty tree may stand for one that a device needs no code of: what is
-# listed of it is told as generated. Its path goes into a file, so that nobody takes it for what was read.
-function(_stagecraft_missing directory)
+# listed of it is told as generated. Its path goes into a file, so that nobody takes it for what was read. So does the
+# name of each target whose device code is linked apart, which CMake's file API does not tell.
+function(_stagecraft_look directory)
   get_property(targets DIRECTORY "${directory}" PROPERTY BUILDSYSTEM_TARGETS)
   foreach(target IN LISTS targets)
     get_target_property(type ${target} TYPE)
     get_target_property(sources ${target} SOURCES)
     get_target_property(place ${target} SOURCE_DIR)
+    get_target_property(apart ${target} CUDA_SEPARABLE_COMPILATION)
     if(type STREQUAL "UTILITY" OR NOT sources)
       continue()
+    endif()
+    if(apart)
+      file(APPEND "${CMAKE_BINARY_DIR}/stagecraft-apart" "${target}\n")
     endif()
     foreach(source IN LISTS sources)
       if(source MATCHES "\\$<")
@@ -26,8 +31,8 @@ function(_stagecraft_missing directory)
   endforeach()
   get_property(below DIRECTORY "${directory}" PROPERTY SUBDIRECTORIES)
   foreach(one IN LISTS below)
-    _stagecraft_missing("${one}")
+    _stagecraft_look("${one}")
   endforeach()
 endfunction()
 
-cmake_language(DEFER DIRECTORY "${CMAKE_SOURCE_DIR}" CALL _stagecraft_missing "${CMAKE_SOURCE_DIR}")
+cmake_language(DEFER DIRECTORY "${CMAKE_SOURCE_DIR}" CALL _stagecraft_look "${CMAKE_SOURCE_DIR}")

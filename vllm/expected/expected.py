@@ -37,6 +37,7 @@ DEFAULT = {"11": "52", "12": "52", "13": "75"}
 _ARCH = re.compile(r"(\d+)\.(\d)([af]?)(\+PTX)?")
 _TARGET = re.compile(r"(?:sm|compute)_\d+[af]?")
 _NO_TARGET = "no target of CMake makes it: an empty tree stands for the one that does"
+_APART = "its device code is linked apart"
 _LEFT_OUT = re.compile(r"\bnot (?:build|compil)|\bskipping build", re.IGNORECASE)
 
 Json = Mapping[str, Any]
@@ -140,7 +141,7 @@ def device_sources(target: Json, default: str) -> dict[str, list[str]]:
             continue
         line = options(group)
         if {"-dc", "-dlto", "-rdc=true", "--relocatable-device-code=true"} & set(line):
-            raise ExpectedError("its device code is linked apart")
+            raise ExpectedError(_APART)
         made = targets(line, default)
         for source in target["sources"]:
             if source.get("compileGroupIndex") == number:
@@ -148,11 +149,13 @@ def device_sources(target: Json, default: str) -> dict[str, list[str]]:
     return {path: sorted(found[path]) for path in sorted(found)}
 
 
-def contents(reply: Reply, default: str, missing: Iterable[str], asked: Collection[str] | None) -> dict[str, Any]:
+def contents(reply: Reply, default: str, missing: Iterable[str], apart: Collection[str],
+             asked: Collection[str] | None) -> dict[str, Any]:
     """`modules`, `host`, `unknown` and `unasked` of the format.
 
     Args:
         missing: paths of sources that are listed and not there.
+        apart: names of targets whose device code is linked apart.
         asked: names of targets that the package has built; None: whatever there is.
     """
     names = {target["name"] for target in reply.targets.values()}
@@ -165,6 +168,8 @@ def contents(reply: Reply, default: str, missing: Iterable[str], asked: Collecti
             continue
         try:
             sources = device_sources(target, default)
+            if sources and target["name"] in apart:
+                raise ExpectedError(_APART)
             _no_parts(reply, target)
         except ExpectedError as error:
             unknown[name] = str(error)
@@ -258,8 +263,10 @@ def compilers(directory: Path, machine: str, nvcc: str, default: str) -> None:
         known |= {f"{one}_COMPILE_FEATURES": feature for one, feature in features.items()}
         names = {f"CMAKE_{language}_{name}" if not name[0].isdigit() else f"CMAKE_{language}{name}": value
                  for name, value in known.items()}
-        _write(directory / f"CMake{language}Compiler.cmake",
-               "".join(f'set({name} "{value}")\n' for name, value in {**names, **common}.items()))
+        text = "".join(f'set({name} "{value}")\n' for name, value in {**names, **common}.items())
+        if language == "CUDA":
+            text += f"if(NOT DEFINED CMAKE_CUDA_ARCHITECTURES)\n  set(CMAKE_CUDA_ARCHITECTURES {default})\nendif()\n"
+        _write(directory / f"CMake{language}Compiler.cmake", text)
 
 
 def _write(path: Path, text: str) -> Path:
@@ -376,6 +383,12 @@ def configure(project: Json, environment: dict[str, str], versions: Mapping[str,
     return done.stdout.splitlines()
 
 
+def _lines(name: str) -> list[str]:
+    """What expected.cmake wrote down."""
+    path = BUILD / "cmake" / f"stagecraft-{name}"
+    return path.read_text().splitlines() if path.exists() else []
+
+
 def main() -> None:
     """See the module text."""
     environment = dict(os.environ)
@@ -394,10 +407,8 @@ def main() -> None:
     environment = prepared(project, environment)
     asked = asked_for(project, environment)
     lines = configure(project, environment, versions)
-    absent = BUILD / "cmake" / "stagecraft-missing"
     reply = Reply(BUILD / "cmake" / ".cmake" / "api" / "v1" / "reply")
-    found = contents(reply, versions["default"], absent.read_text().split("\n") if absent.exists() else (),
-                     asked)
+    found = contents(reply, versions["default"], _lines("missing"), _lines("apart"), asked)
     left_out = sorted({line.removeprefix("-- ").strip() for line in lines if _LEFT_OUT.search(line)})
     result = {"format": FORMAT, "arch_list": archs, "cuda": versions["cuda"], **found, "left_out": left_out}
     _write(BUILD / "out" / "expected.json", json.dumps(result, indent=1, sort_keys=True) + "\n")
