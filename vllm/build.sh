@@ -79,6 +79,7 @@ strip_libraries() {
 
 # dist_info writes what an installer reads, but for WHEEL, which belongs to the archive.
 write_metadata() {
+    mkdir /build/metadata
     "$python" setup.py --quiet dist_info --output-dir /build/metadata
     info=/build/out/$NAME-$VERSION.dist-info
     [ -d "/build/metadata/${info##*/}" ] || fail "metadata of another version" "${info##*/}" "$(ls /build/metadata)"
