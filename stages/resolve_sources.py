@@ -139,7 +139,8 @@ class SourceParts:
         if not requirements:
             return ()
         self.log(f"  resolving {what} for {machine} with uv")
-        alone = tuple(f"{line}{bound}" for line in requirements for bound in constraints)
+        alone = tuple(f"{line}{',' if re.search('[=<>~!]', line) else ''}{bound}"
+                      for line in requirements for bound in constraints)
         request = WheelRequest(
             requirements=() if alone else tuple(requirements), alone=alone, python=self.python["version"],
             machine=machine, glibc=self.python["glibc"])

@@ -28,7 +28,7 @@ _SHELL = ("/bin/sh", "-c", "command -v bash >/dev/null && exec bash; exec sh")
 
 def layer_stages(graph: Graph, stage: str = "") -> list[str]:
     """The stages that make layers, lowest first, up to and including `stage`."""
-    names = [found.name for found in graph.stages if "layer" in found.builder.outputs]
+    names = [found.name for found in graph.stages if found.name in LAYER_STAGES]
     return names[: names.index(stage) + 1] if stage else names
 
 

@@ -133,7 +133,14 @@ class _Package:
             if variable and variable not in recipe["pins"]["keep_back"]:
                 below = recipe["pins"]["below"].get(name)
                 found[variable] = f"{places[name]}/{below}" if below else places[name]
-        return {**{name: text for name, text in found.items() if text not in ("", "none")}, **recipe["environment"]}
+        return {**{name: text for name, text in found.items() if text not in ("", "none")}, **self._emulated(),
+                **recipe["environment"]}
+
+    def _emulated(self) -> dict[str, str]:
+        """CMake takes a directory for unreadable if the heap cannot grow in place while it lists it (kwsys, Load: errno
+        of malloc for that of readdir), which under the emulator happens all the time; so the heap grows by much at once.
+        """
+        return {} if self._execution == self._target.architecture else {"MALLOC_TOP_PAD_": str(512 << 20)}
 
     def _wheel(self) -> Stage:
         package, recipe = self._package, self._recipe.data
