@@ -3,7 +3,8 @@
 What a compile reads goes into `csrc`, the rest into `python`: a change of Python files alone leaves `csrc` as it was,
 so that what is compiled from it is not compiled again (docs/vllm-from-source.md).
 
-Inputs: `source` (an sdist, or the layer of a git tree), `tree/<name>` (layers of git trees), `patch/<nn>-<name>`.
+Inputs: `source` (an sdist, or the layer of a git tree), `tree/<name>` (layers of git trees), `patch/<nn>-<name>`, whose
+paths are those of the source; `sources/<name>/…` are files of a tree.
 Params: `strip` (directories at the front of every path of the source), `csrc` (globs of paths that a compile reads),
 `stubs` (names that an empty tree stands for). Outputs: `csrc` and `python` (layers: `src/…` the source,
 `sources/<name>/…` the trees, which go into `csrc`), their indexes `csrc-index` and `python-index`, and `facts` (JSON).
@@ -94,18 +95,20 @@ def build(context: BuildContext) -> Mapping[str, Blob]:
     params, store = context.params, context.store
     with tempfile.TemporaryFile(dir=store.directory("tmp")) as file:
         spool = _Spool(file)
-        source = spool.unpack(store, context.inputs["source"], "the source", params["strip"])
-        patched = _patch(context, spool, source)
+        files = spool.unpack(store, context.inputs["source"], "the source", params["strip"])
+        names = sorted(key.partition("/")[2] for key in context.inputs if key.startswith("tree/"))
+        for name in names:
+            _beside(files, name, spool.unpack(store, context.inputs[f"tree/{name}"], name, 0))
+        patched = _patch(context, spool, files)
+        fetched = {name: {path for path in files if path.startswith(f"sources/{name}/")} for name in names}
+        source = {path: files[path] for path in files.keys() - set().union(*fetched.values())}
         csrc = {path for path in source if any(fnmatchcase(path, glob) for glob in params["csrc"])}
         if not csrc:
             raise InputError("no file of the source is one that a compile reads", expected=", ".join(params["csrc"]),
                              found=f"{len(source)} files", cure="correct the patterns, or the depth to strip")
         tree: dict[str, _File | None] = {f"src/{path}": source[path] for path in csrc}
-        counts = {}
-        for name in sorted(key.partition("/")[2] for key in context.inputs if key.startswith("tree/")):
-            files = spool.unpack(store, context.inputs[f"tree/{name}"], name, 0)
-            counts[name] = len(files)
-            tree |= {f"sources/{name}/{path}": found for path, found in files.items()}
+        counts = {name: len(paths) for name, paths in fetched.items()}
+        tree |= {path: files[path] for paths in fetched.values() for path in paths}
         tree |= {f"sources/{name}": None for name in params["stubs"]}
         outputs = dict(zip(("csrc", "csrc-index"), _layer(store, spool, tree), strict=True))
         rest = {f"src/{path}": found for path, found in source.items() if path not in csrc}
@@ -116,26 +119,35 @@ def build(context: BuildContext) -> Mapping[str, Blob]:
     return {**outputs, "facts": store.put(canonical.dumps(facts))}
 
 
-def _patch(context: BuildContext, spool: _Spool, source: dict[str, _File]) -> list[dict[str, object]]:
+def _beside(files: dict[str, _File], name: str, tree: Mapping[str, _File]) -> None:
+    """Add a tree to the source's files, where a patch finds it."""
+    place = f"sources/{name}/"
+    taken = next((path for path in files if path.startswith(place)), None)
+    if taken is not None:
+        raise InputError("the source has files where the tree belongs", where=name, found=taken)
+    files.update({place + path: file for path, file in tree.items()})
+
+
+def _patch(context: BuildContext, spool: _Spool, files: dict[str, _File]) -> list[dict[str, object]]:
     """Apply every patch in the order of its name; what each made of its files."""
     told: list[dict[str, object]] = []
     for key in sorted(key for key in context.inputs if key.startswith("patch/")):
         name = key.partition("/")[2]
         patches = parse(context.store.read(context.inputs[key]), name)
-        touched = {path for patch in patches for path in (patch.before, patch.after) if path in source}
-        links = sorted(path for path in touched if source[path].target)
+        touched = {path for patch in patches for path in (patch.before, patch.after) if path in files}
+        links = sorted(path for path in touched if files[path].target)
         if links:
             raise InputError("a patch of a symlink", where=f"{name}: {links[0]}", cure="patch the file it points to")
-        changed = apply({path: spool.read(source[path]) for path in touched}, patches, name)
-        files = {}
+        changed = apply({path: spool.read(files[path]) for path in touched}, patches, name)
+        made = {}
         for path, content in changed.items():
             if content is None:
-                del source[path]
+                del files[path]
             else:
-                source[path] = spool.add([content], source[path].mode if path in source else 0o644)
-            files[path] = canonical.sha256(content) if content is not None else ""
-        context.log(f"patch {name}: {len(files)} files")
-        told.append({"name": name, "files": files})
+                files[path] = spool.add([content], files[path].mode if path in files else 0o644)
+            made[path] = canonical.sha256(content) if content is not None else ""
+        context.log(f"patch {name}: {len(made)} files")
+        told.append({"name": name, "files": made})
     return told
 
 

@@ -102,6 +102,29 @@ def test_fetched_trees_lie_beside_the_source(store: Store, tmp_path: Path) -> No
     assert (facts["trees"], facts["stubs"]) == ({"cutlass": 3}, ["flashmla"])
 
 
+def test_patch_of_a_fetched_tree(store: Store, tmp_path: Path) -> None:
+    revision = Repository(tmp_path / "fa").commit({"CMakeLists.txt": b"set(FA2 8.0)\n", "a/b.cu": b"kernel\n"})
+    tree = fetch_tree(store, f"file://{tmp_path}/fa", revision)
+    patch = (b"--- a/sources/fa/CMakeLists.txt\n+++ b/sources/fa/CMakeLists.txt\n@@ -1 +1 @@\n-set(FA2 8.0)\n"
+             b"+set(FA2 11.0a)\n--- a/CMakeLists.txt\n+++ b/CMakeLists.txt\n@@ -1 +1 @@\n-project(vllm)\n+project(v)\n")
+    found = built(store, inputs={"tree/fa": tree.digest, "patch/00": patch}, csrc=["*"])
+    with LayerReader(store, found["csrc-index"]) as layer:
+        assert layer.read("sources/fa/CMakeLists.txt") == b"set(FA2 11.0a)\n"
+        assert layer.read("src/CMakeLists.txt") == b"project(v)\nset(FA2 8.0)\n"
+    facts = json.loads(store.read(found["facts"]))
+    assert set(facts["patches"][0]["files"]) == {"CMakeLists.txt", "sources/fa/CMakeLists.txt"}
+    assert (facts["trees"], facts["csrc"], facts["python"]) == ({"fa": 2}, 5, 0)
+    with pytest.raises(InputError, match="file is not there"):
+        built(store, inputs={"tree/other": tree.digest, "patch/00": patch})
+
+
+def test_source_where_a_tree_belongs(store: Store, tmp_path: Path) -> None:
+    revision = Repository(tmp_path / "fa").commit({"a.cu": b"kernel\n"})
+    tree = fetch_tree(store, f"file://{tmp_path}/fa", revision)
+    with pytest.raises(InputError, match="where the tree belongs"):
+        built(store, [*SDIST, ("vllm-1/sources/fa/b.cu", b"another\n")], {"tree/fa": tree.digest})
+
+
 def test_source_from_git_needs_no_strip(store: Store, tmp_path: Path) -> None:
     revision = Repository(tmp_path / "vllm").commit({"CMakeLists.txt": b"x\n", "vllm/a.py": b""})
     tree = fetch_tree(store, f"file://{tmp_path}/vllm", revision)
