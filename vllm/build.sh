@@ -56,6 +56,9 @@ check_torch() {
         "$major".*) ;;
         *) fail "torch is compiled for another CUDA" "CUDA $major, as CUDA_VERSION $CUDA_VERSION says" "$found" ;;
     esac
+}
+
+check_nvcc() {
     found=$("$cuda/bin/nvcc" --version | sed -n 's/.*release \([0-9]*\.[0-9]*\),.*/\1/p')
     [ "$found" = "$(echo "$CUDA_VERSION" | cut -d. -f1,2)" ] || fail "another nvcc" "CUDA $CUDA_VERSION" "$found"
 }
@@ -97,15 +100,18 @@ write_metadata() {
         "$(uname -m)" > "$info/WHEEL"
 }
 
+# torch is imported again and again, and what Python makes of it on the way is kept: under an emulator it takes most of the time.
+export PYTHONPATH=/cross/python PYTHONPYCACHEPREFIX=/build/pycache
+check_torch
+
 # CMake writes into the tree (generators, _version.py); paths are in device code's names, so this one is always the same.
 cp -a /inputs/csrc/src /build/src
 chmod -R u+w /build/src
 make_cuda
+check_nvcc
 
 # /cross/usr/bin has `patch`, which vLLM's CMake calls.
 export PATH="/cross/bin:$cuda/bin:/cross/python/cmake/data/bin:/cross/python/bin:$PATH:/cross/usr/bin"
-# torch is imported again and again, and what Python makes of it on the way is kept: under an emulator it takes most of the time.
-export PYTHONPATH=/cross/python PYTHONPYCACHEPREFIX=/build/pycache
 export CC=/cross/bin/gcc CXX=/cross/bin/g++ CUDAHOSTCXX=/cross/bin/g++ CUDA_HOME=$cuda CUDACXX=$cuda/bin/nvcc
 export LC_ALL=C SOURCE_DATE_EPOCH="${SOURCE_DATE_EPOCH:-315532800}"
 # nvcc names temporary files, and things in device code, after its process id.
@@ -122,7 +128,6 @@ if [ -n "${STAGECRAFT_CCACHE:-}" ]; then
 fi
 export CMAKE_ARGS
 
-check_torch
 cd /build/src
 mkdir /build/out
 setup build_ext --build-lib /build/lib --build-temp /build/temp

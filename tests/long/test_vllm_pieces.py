@@ -21,6 +21,7 @@ import fatbin
 from assemble.patch import apply, parse
 from assemble.source_tree import build as build_source
 from cache.build import BuildContext
+from cache.errors import StageError
 from cache.layer import LayerReader
 from cache.store import Store
 from checks import load
@@ -361,9 +362,11 @@ def test_it_loads_under_the_emulator(machine: Machine, built: dict[str, str]) ->
 
 def test_torch_of_another_cuda_ends_the_build(machine: Machine, layers: list[str]) -> None:
     lines: list[str] = []
-    with pytest.raises(AssertionError):
+    with pytest.raises(StageError, match="its script ended: exit 1"):
         ran(machine, layers, "11.0a", lines, CUDA_VERSION="12.9")
-    assert lines
+    assert lines[lines.index("build.sh: torch is compiled for another CUDA"):][:3] == [
+        "build.sh: torch is compiled for another CUDA", "  expected: CUDA 12, as CUDA_VERSION 12.9 says",
+        "  found: 13.0"]
 
 
 # -- single files -----------------------------------------------------------------------------------
