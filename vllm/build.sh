@@ -88,7 +88,7 @@ write_metadata() {
     [ -d "/build/metadata/${info##*/}" ] || fail "metadata of another version" "${info##*/}" "$(ls /build/metadata)"
     mkdir "$info"
     for file in METADATA entry_points.txt top_level.txt; do
-        cp "/build/metadata/${info##*/}/$file" "$info/$file"
+        [ ! -f "/build/metadata/${info##*/}/$file" ] || cp "/build/metadata/${info##*/}/$file" "$info/$file"
     done
     sed -n 's/^License-File: //p' "$info/METADATA" | while read -r file; do
         install -D -m 644 "$file" "$info/licenses/$file"
