@@ -1,8 +1,8 @@
 """The section `sources` of a lock: packages that are compiled, and everything that their compile reads.
 
 An entry: `name`, `version`; `source` (an sdist by file, or a Git revision by the digest of its files); `trees`, what
-its CMake would fetch; `stubs`, pinned sources that an empty tree stands for; `requirements`, what the finished wheel asks
-for; `tools`: `suites` and `debs` of the compilers, wheels of CUDA's toolkit for the machine that compiles (`toolkit`)
+its CMake would fetch; `stubs`, pinned sources that an empty tree stands for; `requirements`, what the finished wheel
+asks for; `tools`: `suites` and `debs` of the compilers, wheels of CUDA's toolkit for the machine that compiles (`toolkit`)
 and the build requirements (`requires`). Documented in docs/formats/lock.md.
 """
 

@@ -1,7 +1,7 @@
 """The stages of a package from source: source, tools, compile, wheel (docs/vllm-from-source.md).
 
-The layer that takes the wheel is as for one of an index (`stages.layers`). What a compile reads is a stage output of its
-own, so that a change of Python files alone compiles nothing.
+The layer that takes the wheel is as for one of an index (`stages.layers`). What a compile reads is a stage output of
+its own, so that a change of Python files alone compiles nothing.
 """
 
 from __future__ import annotations
@@ -137,8 +137,8 @@ class _Package:
                 **recipe["environment"]}
 
     def _emulated(self) -> dict[str, str]:
-        """CMake takes a directory for unreadable if the heap cannot grow in place while it lists it (kwsys, Load: errno
-        of malloc for that of readdir), which under the emulator happens all the time; so the heap grows by much at once.
+        """CMake takes a directory for unreadable if its heap cannot grow in place while it lists it (kwsys, Load: errno
+        of malloc for that of readdir), which is common under the emulator; so the heap grows by much at once.
         """
         return {} if self._execution == self._target.architecture else {"MALLOC_TOP_PAD_": str(512 << 20)}
 
