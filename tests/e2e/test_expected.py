@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 
 from cache.errors import StageError
 from tests.support.expected import Mock, mock
+from tests.support.front import HERE
 from tests.support.images import make_layer
 from tests.support.tarballs import make_tar
 
@@ -91,6 +94,11 @@ def test_flags_become_architectures(plain: dict[str, Any]) -> None:
                             "sources": {"sources/other/src/a.cu": "compute_80",
                                         "sources/other/src/b.cu": "compute_80"}},
     }
+
+
+def test_format(plain: dict[str, Any]) -> None:
+    schema = json.loads((HERE / "docs/formats/expected.schema.json").read_text())
+    jsonschema.validate(plain, schema, jsonschema.Draft202012Validator)
 
 
 def test_what_cannot_be_told_is_said(plain: dict[str, Any]) -> None:

@@ -49,11 +49,13 @@ class Mock:
     emulators: Sequence[Mapping[str, Any]]
 
     def source(self, archive: bytes, *, strip: int = 1, stubs: Sequence[str] = (),
-               trees: Mapping[str, str] | None = None,
+               trees: Mapping[str, str] | None = None, patches: Sequence[Path] = (),
                csrc: Sequence[str] = ("CMakeLists.txt", "cmake/*", "csrc/*")) -> str:
         """The `csrc` layer of a source archive."""
         inputs = {"source": self.store.put(archive).digest}
         inputs |= {f"tree/{name}": digest for name, digest in (trees or {}).items()}
+        inputs |= {f"patch/{number:02}-{path.name}": self.store.put(path.read_bytes()).digest
+                   for number, path in enumerate(patches)}
         found = build_source(BuildContext(self.store, {"strip": strip, "csrc": list(csrc), "stubs": list(stubs)},
                                           inputs))
         return found["csrc"].digest

@@ -335,6 +335,9 @@ def prepared(project: Json, environment: Mapping[str, str]) -> dict[str, str]:
     found = {**environment, **{name: text.replace("{version}", version)
                                for name, text in project["environment"].items()}}
     found["PYTHONPATH"] = f"{MOCK / 'site'}:/cross/python:{found.get('PYTHONPATH', '')}".rstrip(":")
+    # Under an emulator the heap cannot always grow in place, and then CMake takes a directory that it lists for
+    # unreadable (kwsys' Directory.cxx asks errno after it has allocated): a glob finds nothing, and nobody is told.
+    found.setdefault("MALLOC_TOP_PAD_", str(512 << 20))
     found["PATH"] = ":".join((str(MOCK / "bin"), "/cross/python/cmake/data/bin", "/cross/python/bin", found["PATH"]))
     return found
 
