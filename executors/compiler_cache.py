@@ -2,7 +2,8 @@
 
 For builds of hours that are interrupted and repeated while somebody works on them. It is no input and in no key, so it
 is off unless `STAGECRAFT_CCACHE=on` asks for it; a record says that it was used, and `rebuild`, which compares, never
-uses it. ccache is the root's own (`/cross/bin/ccache`), the results are seen as `/tmp/ccache`.
+uses it. ccache is the root's own (`/cross/bin/ccache`), the results are seen as `/tmp/ccache`. Builds that use a ccache
+unasked where they find one, as vLLM's setup.py does, are told to run compilers alone (`OFF`).
 
 What makes a hit as good as a compile:
 
@@ -49,6 +50,8 @@ nvcc*) exec "$@" ;;
 esac
 exec /{PROGRAM} "$@"
 """
+#: The environment of a script that must not use a cache.
+OFF = {"CCACHE_DISABLE": "1"}
 _COUNTS_LIMIT = 64 << 20
 
 

@@ -95,12 +95,12 @@ def _given(context: BuildContext, scratch: Path,
             given[rest] = trees.layer(store, digest, context.log, lambda: context.progress(0, 0)).root
     size = 0 if context.fresh else compiler_cache.wanted(os.environ)
     if not size:
-        return given, {}, {}
+        return given, {}, dict(compiler_cache.OFF)
     roots = [trees.layer(store, digest, context.log).root
              for name, digest in context.inputs.items() if name.startswith("root/")]
     if not any(os.path.lexists(root / compiler_cache.PROGRAM) for root in roots):
         context.log(f"# STAGECRAFT_CCACHE=on, but its root has no /{compiler_cache.PROGRAM}: nothing is kept")
-        return given, {}, {}
+        return given, {}, dict(compiler_cache.OFF)
     name = compiler_cache.name_of(
         context.params, {name: digest for name, digest in context.inputs.items() if not name.startswith("tree/")},
         [given[name] for name in sorted(given) if name != "files"])

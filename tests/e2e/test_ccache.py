@@ -274,3 +274,12 @@ def test_torn_results_are_compiled_again(bench: Bench, cached: pytest.MonkeyPatc
     for path in results:
         os.truncate(path, path.stat().st_size // 2)
     assert bench.run(given) == (whole, kept(0, FILES))
+
+
+def test_build_that_finds_ccache_itself_compiles_alone(bench: Bench, tmp_path: Path) -> None:
+    """As vLLM's setup.py would: nobody asked for a cache."""
+    script = IN_TURN.replace(b"${STAGECRAFT_CCACHE:-}", b"/cross/bin/ccache")
+    script += b"test ! -e $HOME/.cache -a ! -e $HOME/.ccache\n"
+    given = in_turn(bench, str(tmp_path))
+    given["inputs"]["file/build.sh"] = bench.machine.store.put(script).digest
+    assert bench.run(given)[1] == []
