@@ -173,14 +173,15 @@ def plan(session: Session, target: str, as_json: bool) -> None:
     states = make_plan(graph, project.store, project.last(target).get("stages", {}))
     verdicts = plan_lines(project, target, {s.stage.name: s.record for s in states})
     lines = []
+    wide = max(11, *(len(state.stage.name) for state in states))
     for state in states:
         data = state.to_json()
         size = size_text(data["size"]) if data["size"] else ""
         expected = time_text(data["expected_ms"]) if data["expected_ms"] else ""
-        lines.append(f"{state.stage.name:<11} {data['state']:<7} {size:>7} {expected:>12}  {state.reason()}")
-        lines += [f"{'':<12}{change.what}: {arrow(change)}" for change in state.changes[1:]]
+        lines.append(f"{state.stage.name:<{wide}} {data['state']:<7} {size:>7} {expected:>12}  {state.reason()}")
+        lines += [f"{'':<{wide + 1}}{change.what}: {arrow(change)}" for change in state.changes[1:]]
         if state.missing[0]:
-            lines.append(f"{'':<12}{state.missing[0]} files to fetch, {size_text(state.missing[1])}")
+            lines.append(f"{'':<{wide + 1}}{state.missing[0]} files to fetch, {size_text(state.missing[1])}")
     lines += [f"gate {v['check']:<17} {v['state']}"
               + (f" (skipped by the last build: {v['skipped']})" if "skipped" in v else "") for v in verdicts]
     todo = [s for s in states if not s.cached]

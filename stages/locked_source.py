@@ -2,8 +2,8 @@
 
 An entry: `name`, `version`; `source` (an sdist by file, or a Git revision by the digest of its files); `trees`, what
 its CMake would fetch; `stubs`, pinned sources that an empty tree stands for; `requirements`, what the finished wheel
-asks for; `tools`: `suites` and `debs` of the compilers, wheels of CUDA's toolkit for the machine that compiles (`toolkit`)
-and the build requirements (`requires`). Documented in docs/formats/lock.md.
+asks for; `tools`: `suites` and `debs` of the compilers, wheels of CUDA's toolkit for the machine that compiles
+(`toolkit`) and the build requirements (`requires`). Documented in docs/formats/lock.md.
 """
 
 from __future__ import annotations

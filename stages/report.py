@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import sys
 import threading
 import time
 from typing import IO, Any
 
 PLAIN_EVERY = 10.0  # seconds between progress lines in a pipe
+_COLUMNS = 79
+_ESCAPE = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]")
 
 
 def size_text(nbytes: int) -> str:
@@ -38,6 +41,11 @@ def time_text(ms: int) -> str:
     return f"{seconds // 3600:.0f} h {seconds % 3600 // 60:.0f} min"
 
 
+def _plain(line: str) -> str:
+    """A program's line without colours and other control characters."""
+    return "".join(sign for sign in _ESCAPE.sub("", line) if sign.isprintable()).strip()
+
+
 class Report:
     """Prints for one run. Counts what happened, so that the end can say it in one line."""
 
@@ -47,6 +55,7 @@ class Report:
         self._events = open(events, "a", encoding="utf-8") if events else None  # noqa: SIM115 - lives as long as the run
         self._lock = threading.Lock()
         self._active: dict[str, tuple[str, int, int, float, int]] = {}
+        self._said: dict[str, str] = {}
         self._targets: set[str] = set()
         self._shown = 0.0
         self._width = 0
@@ -63,12 +72,16 @@ class Report:
             with self._lock:
                 self.waiting_hits.append(name)
             return
+        if kind == "log":
+            with self._lock:
+                self._said[name] = _plain(str(details.get("line", ""))) or self._said.get(name, "")
         if kind in ("log", "fetched"):
             return
         text = self._text(kind, details)
         if kind in ("built", "reused", "failed", "rebuilt"):
             with self._lock:
                 self._active.pop(name, None)
+                self._said.pop(name, None)
                 if kind == "built":
                     self.built.add((target, stage))
         if text:
@@ -120,6 +133,10 @@ class Report:
     def _show(self, now: float) -> None:
         parts = []
         for stage, (what, done, total, since, first) in self._active.items():
+            if not total:  # a program that runs: what it said last
+                said = self._said.get(stage, "")
+                parts.append(f"{stage} {time_text(int(1000 * (now - since)))}{f': {said}' if said else ''}")
+                continue
             rate = (done - first) / (now - since) if now > since else 0
             share = f" {100 * done // total}%" if total else ""
             left = f" {time_text(int(1000 * (total - done) / rate))} left" if rate and total > done else ""
@@ -130,7 +147,7 @@ class Report:
             self._width = len(text)
         else:
             for part in parts:
-                self._err.write(f"  ...     {part}\n")
+                self._err.write(f"  ...     {part}"[:_COLUMNS] + "\n")
         self._err.flush()
 
     # -- lines ------------------------------------------------------------------------------------

@@ -62,3 +62,18 @@ def test_long_changes_show_the_part_that_differs() -> None:
     assert "NEW" in shown[1]
     assert arrow(Change("x", "", "1")) == "added 1"
     assert arrow(Change("x", "1", "")) == "removed 1"
+
+
+def test_program_that_runs_shows_how_long_and_what_it_said_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [100.0]
+    monkeypatch.setattr("stages.report.time.monotonic", lambda: clock[0])
+    err = io.StringIO()
+    report = Report(err)
+    report.progress("vllm-extensions", "build", 0, 0)
+    report.event("log", "vllm-extensions", line="\x1b[32m[10/19] Building CUDA object " + "x" * 80 + "\x1b[0m\n")
+    report.event("log", "vllm-extensions", line="\r")
+    clock[0] += 75
+    report.progress("vllm-extensions", "build", 0, 0)
+    line, = err.getvalue().splitlines()
+    assert line.startswith("  ...     vllm-extensions 1 min 15 s: [10/19] Building CUDA object xxx")
+    assert len(line) <= 79
