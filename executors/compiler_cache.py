@@ -7,8 +7,8 @@ unasked where they find one, as vLLM's setup.py does, are told to run compilers 
 
 What makes a hit as good as a compile:
 
-- `name` of a directory is the digest of everything the stage is made of except the content of its trees (`name_of`):
-  compilers, environment, scripts, and which files there are, since a compiler may ask whether a file exists. ccache 4.7
+- `name` of a directory is the digest of everything a compiler may notice except the content of the trees (`name_of`):
+  layers, environment, scripts, and which files there are, since a compiler may ask whether a file exists. ccache 4.7
   hashes neither NVCC_APPEND_FLAGS nor, where all files have one time, the compiler.
 - ccache cannot preprocess for nvcc: `nvcc -E` shows one of the passes of a compile, and a change that only another pass
   sees was taken for none (found here; https://github.com/mozilla/sccache/issues/2299). nvcc's list of files, `-MD`, has
@@ -74,6 +74,7 @@ def name_of(params: Mapping[str, object], inputs: Mapping[str, str], trees: Sequ
     """The name of the directory for a stage; see the module text.
 
     Args:
+        params: that a compiler may notice. Others, such as the lines that end a build, shall not cost hours.
         inputs: of the stage, without its trees.
         trees: directories of its trees, in a fixed order.
     """

@@ -102,7 +102,8 @@ def _given(context: BuildContext, scratch: Path,
         context.log(f"# STAGECRAFT_CCACHE=on, but its root has no /{compiler_cache.PROGRAM}: nothing is kept")
         return given, {}, dict(compiler_cache.OFF)
     name = compiler_cache.name_of(
-        context.params, {name: digest for name, digest in context.inputs.items() if not name.startswith("tree/")},
+        {name: context.params[name] for name in ("machine", "environment", "command")},
+        {name: digest for name, digest in context.inputs.items() if not name.startswith("tree/")},
         [given[name] for name in sorted(given) if name != "files"])
     directory = stack.enter_context(compiler_cache.opened(store, name))
     place = _empty(scratch / "launcher")
