@@ -213,4 +213,5 @@ def test_network_attempt_is_refused_and_named(machine: Machine, tools: tuple[str
     script = b"python3.11 -c 'import urllib.request as u; u.urlopen(\"http://192.0.2.1/\")'\n"
     with pytest.raises(StageError) as caught:
         compiled(machine, tools, package, "110a-real", script=script)
+    assert "it wanted the network, which a build does not have" in caught.value.message
     assert "Network is unreachable" in caught.value.diagnostics()
