@@ -1,4 +1,4 @@
-"""A small project with the shape of vLLM's: setup.py that drives CMake, sources that CMake fetches, the same extensions.
+"""A small project in the shape of vLLM: setup.py that drives CMake, sources that CMake fetches, the same extensions.
 
 Its kernels do nothing of use. Its extensions carry the names of vLLM 0.32.0's, so that the gates judge it as they judge
 that one, and it is compiled by vLLM's own script (vllm/build.sh).
