@@ -107,7 +107,8 @@ def lock_source(store: Store, request: SourceRequest, indexes: Indexes,
 
     Args:
         mirrors: see `lock.git_tree.addresses`.
-        known: trees of the lock before: a tag that still is pinned there keeps its revision.
+        known: trees of the lock before, the package's own among them: a tag that still is pinned there keeps its
+            revision.
 
     Raises:
         FetchError: something cannot be had: all of it is named, with every address that was tried.
@@ -116,7 +117,8 @@ def lock_source(store: Store, request: SourceRequest, indexes: Indexes,
         IntegrityError: a file or a tree is not what was promised.
     """
     mirrors = mirrors or {}
-    source, digest, strip = _source(store, request, indexes, mirrors, log)
+    before = {(tree.repository, tree.pinned): tree for tree in known}
+    source, digest, strip = _source(store, request, indexes, mirrors, before, log)
     texts = _texts(store, digest, f"{request.name} {request.version}", strip)
     found = [_moved(pin, request.pins) for pin in pins(texts.get, request.variables)]
     there = {pin.name for pin in found}
@@ -129,7 +131,6 @@ def lock_source(store: Store, request: SourceRequest, indexes: Indexes,
     stubs = request.stubs | (request.stubs_if_pinned & there - request.pins.keys())
     trees: list[LockedTree] = []
     missing: list[FetchError] = []
-    before = {(tree.repository, tree.pinned): tree for tree in known}
     for pin in found:
         if pin.name in stubs:
             continue
@@ -161,10 +162,12 @@ def texts_of(store: Store, digest: str, strip: int, names: Collection[str] | Non
 
 
 def _source(store: Store, request: SourceRequest, indexes: Indexes, mirrors: Mapping[str, Sequence[str]],
+            before: Mapping[tuple[str, str], LockedTree],
             log: Callable[[str], None]) -> tuple[dict[str, Any], str, int]:
     """Its entry, the digest of the archive, and how many directories to strip."""
     if not request.index:
-        revision = resolve(request.repository, request.tag, mirrors)
+        kept = before.get((request.repository, request.tag))
+        revision = kept.revision if kept else resolve(request.repository, request.tag, mirrors)
         tree = fetch_tree(store, request.repository, revision, mirrors=mirrors, submodules=request.submodules, log=log)
         return {"kind": "git", "repository": request.repository, "pinned": request.tag, "revision": revision,
                 "tree": tree.digest, "size": tree.size, "submodules": _plain(tree)}, tree.digest, 0

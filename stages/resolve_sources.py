@@ -74,7 +74,7 @@ class SourceParts:
             pins={pin: (moved.get("repository", ""), moved["tag"]) for pin, moved in described["pins"].items()})
         return lock_source(
             self.project.store, request, load_indexes(self.project.root / "targets" / "indexes.yaml"),
-            self.target.data["sources"]["mirrors"], known=() if before is None or moves else before.trees,
+            self.target.data["sources"]["mirrors"], known=() if before is None or moves else before.all_trees(),
             log=lambda line: self.log(f"    {line}"))
 
     def _requirements(self, recipe: Recipe, locked: LockedSource) -> tuple[str, ...]:
