@@ -4,7 +4,8 @@ Inputs: `root/<nn>-<name>` (tars, lowest first), `tree/<name>` (tars, unpacked, 
 `file/<name>` (read-only at `/inputs/files/<name>`), `emulator/<file>` (the locked packages of emulators).
 Params: `machine` of the root, `environment`, `command`, `collect` (directory below `/build` that is the result), `into`
 (directory of the layer that it becomes, or ""), `emulators` (`name`, `version`, `architecture`, `sha256` of each);
-optional: `refuse`, lines of its output that end it (`executors.said`), and `report`, another directory below `/build`.
+optional: `execution`, the machine that must run it; `refuse`, lines of its output that end it (`executors.said`);
+`report`, another directory below `/build`.
 Outputs: `layer`, `index`; with `report` also `report`, `report-index`, the same of that directory. Files keep whether
 they are executable and nothing else.
 
@@ -27,7 +28,7 @@ from pathlib import Path
 
 from cache.archive import LayerWriter
 from cache.build import BuildContext
-from cache.errors import InputError, StagecraftError, StageError, StoreError
+from cache.errors import InputError, StagecraftError, StageError, StoreError, ToolError
 from cache.store import Blob, Store
 from executors import compiler_cache, trees
 from executors.choose import executor
@@ -51,6 +52,7 @@ def build(context: BuildContext) -> Mapping[str, Blob]:
         ToolError: this machine cannot run it; with what is missing.
     """
     params, store = context.params, context.store
+    _same_machine(params.get("execution", ""))
     chosen = executor(store, params["machine"], params["emulators"], engines=False)
     said = Said(context.log, map(Refusal.of, params.get("refuse", ())))
     room = _room()
@@ -146,6 +148,14 @@ class _Room:
 
     memory: int
     jobs: int
+
+
+def _same_machine(execution: str) -> None:
+    """What compiles is an input, so another machine must not take its place. Raises ToolError."""
+    if execution and execution != os.uname().machine:
+        raise ToolError("this stage runs on another machine than this one", expected=execution,
+                        found=os.uname().machine,
+                        cure="build on such a machine, or set sources.execution of the target and lock again")
 
 
 def _room() -> _Room:

@@ -362,9 +362,10 @@ class _Parts:
             index_of={name: index for name, index in index_of.items() if index != "default"}, alone=tuple(alone))
         previous = [LockedWheel(w.name, w.version, w.file, w.size, w.sha256, w.index)
                     for w in ((*self.old.wheels, *self.old.files) if self.old else ())]
+        upgrade = self.upgrade if isinstance(self.upgrade, bool) else self.upgrade - compiled
         try:
             found = lock_wheels(request, load_indexes(self.project.root / "targets" / "indexes.yaml"),
-                                previous=previous, upgrade=self.upgrade, exclude_newer=self.exclude_newer or None,
+                                previous=previous, upgrade=upgrade, exclude_newer=self.exclude_newer or None,
                                 log=self.log)
         except StagecraftError as error:
             error.where = error.where or f"targets/{self.target.name}.yaml"

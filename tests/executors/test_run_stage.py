@@ -105,6 +105,14 @@ def test_jobs_follow_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     assert 1 <= run_stage._room().jobs <= len(os.sched_getaffinity(0))
 
 
+def test_another_machine_than_the_target_names_is_refused(stage: Stage) -> None:
+    other = {"x86_64": "aarch64"}.get(os.uname().machine, "x86_64")
+    with pytest.raises(ToolError, match="another machine") as caught:
+        stage.run("exit 0", execution=other)
+    assert caught.value.expected == other
+    stage.run(MKDIR + "echo 1 > out/file", execution=os.uname().machine)
+
+
 def test_no_network(stage: Stage) -> None:
     found = stage.run(MKDIR + "! /bin/busybox nc -w 2 192.0.2.1 80 2> out/net")
     with LayerReader(stage.store, found["index"]) as layer:
