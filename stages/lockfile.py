@@ -388,6 +388,11 @@ def compare(old: Lock | None, new: Lock) -> list[Change]:
             text = [f"{e.version} sha256:{e.sha256[:12]}" if e and same else e.version if e else "" for e in (a, b)]
             found.append(Change(section, key[0], text[0], text[1]))
     found += _compare_sources(old.sources if old else (), new.sources)
+    decided: Mapping[str, Mapping[str, Any]] = old.decisions if old else {}
+    for name in sorted(decided.keys() | new.decisions.keys()):
+        if decided.get(name) != new.decisions.get(name):
+            found.append(Change("decision", name, *(f"{one['from']}: {one['why'][0]}" if one else ""
+                                                    for one in (decided.get(name), new.decisions.get(name)))))
     old_base: Mapping[str, Any] = old.base if old else {}
     for name in sorted(old_base.keys() | new.base.keys()):
         if old_base.get(name) != new.base.get(name):

@@ -210,6 +210,9 @@ def test_comparison_names_what_moved(tmp_path: Path) -> None:
     assert [(c.section, c.name, c.old, c.new) for c in lockfile.compare(lock_of(asked), new)] == [
         ("sources", "pkg: deep", "v1 " + "a" * 12, "v1 " + "9" * 12)]
     assert {c.name for c in lockfile.compare(None, new)} >= {"pkg", "pkg: deep", "pkg: cmake"}
+    decided = replace(new, decisions={"vllm": {"from": "source", "why": ["abi: it does not load"]}})
+    assert [(c.section, c.name, c.old, c.new) for c in lockfile.compare(new, decided)] == [
+        ("decision", "vllm", "", "source: abi: it does not load")]
 
 
 # -- the graph ----------------------------------------------------------------------------------------
