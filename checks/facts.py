@@ -340,6 +340,11 @@ def ptx_isa(cuda: str) -> str:
     return next((str(row["isa"]) for row in _table("checks/data/ptx-isa.yaml")["versions"] if row["cuda"] == cuda), "")
 
 
+def compiled_by(cuda: str) -> list[str]:
+    """The architectures ("11.0") that nvcc of a CUDA compiles for; nothing if that is not known."""
+    return next((list(row["archs"]) for row in _table("checks/data/arch.yaml")["compilers"] if row["cuda"] == cuda), [])
+
+
 def device(target: Data) -> dict[str, Any]:
     """What `checks.loadability.Device` is made of; `capability` is empty without a GPU, `isa` if it is not known."""
     described, table = target["device"], _table("checks/data/arch.yaml")

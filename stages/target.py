@@ -315,8 +315,15 @@ def _recipes(data: dict[str, Any], document: Document, root: Path) -> dict[str, 
     if not packages:
         data.pop("sources", None)
         return {}
+    from checks.facts import compiled_by
     from stages.recipe import load as load_recipe
 
+    device = data["device"]
+    known = compiled_by(device["cuda"])
+    for arch in device["arch_list"].split():
+        if known and arch.rstrip("af") not in known:
+            raise InputError(f"nvcc of CUDA {device['cuda']} compiles nothing for {arch}",
+                             where=document.place(("device", "arch_list")), expected=", ".join(known), found=arch)
     found = {}
     for name, package in sorted(packages.items()):
         at = ("sources", "packages", name)

@@ -123,6 +123,15 @@ def test_architecture_list_with_quotes_or_of_another_spelling(tmp_path: Path, ar
         target.load(tmp_path, "small")
 
 
+def test_architecture_that_the_compiler_does_not_know(tmp_path: Path) -> None:
+    text = (DEVICE + SOURCES).replace('"11.0', '"13.7')
+    with pytest.raises(InputError, match=r"nvcc of CUDA 13.0 compiles nothing for 13.7a") as caught:
+        target.load(write(tmp_path, text), "small")
+    assert "11.0" in str(caught.value.expected)
+    target.load(write(tmp_path, text.replace('cuda: "13.0"', 'cuda: "13.9"')), "small")  # not known: not judged
+    target.load(write(tmp_path, text.replace(SOURCES, "")), "small")  # nothing is compiled
+
+
 def test_request_has_what_lock_reads_and_nothing_else(tmp_path: Path) -> None:
     def asked(text: str = DEVICE + SOURCES, recipe: str = RECIPE) -> dict[str, Any]:
         return target.load(write(tmp_path, text, recipe), "small").request()
