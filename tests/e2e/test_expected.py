@@ -118,6 +118,7 @@ def test_list_of_torch(machine: Mock) -> None:
 @pytest.mark.parametrize(("arch_list", "cmake", "said"), [
     ("Blackwell", TORCH, "expected numbers such as 11.0a"),
     ("11.0a", TORCH.replace(b"REQUIRED", b"REQUIRED)\nmessage(FATAL_ERROR \"no\""), "CMake ended with 1"),
+    ("", TORCH, "TORCH_CUDA_ARCH_LIST is not set"),
     ("11.0a", TORCH + b"target_compile_options(_small PRIVATE -arch=native)\n", None),
 ])
 def test_no_guess(machine: Mock, arch_list: str, cmake: bytes, said: str | None) -> None:

@@ -398,10 +398,15 @@ def main() -> None:
     described = INPUTS / "files" / "project.json"
     project = {"arguments": [], "empty": {}, "headers": {}, "environment": {}, "setup": False,
                **(json.loads(described.read_text()) if described.exists() else {})}
+    missing = [name for name in ("CUDA_VERSION", "TORCH_CUDA_ARCH_LIST") if not environment.get(name)]
+    if missing:
+        raise ExpectedError(f"{missing[0]} is not set: there is no device to tell it for")
     cuda, archs = environment["CUDA_VERSION"], environment["TORCH_CUDA_ARCH_LIST"]
+    if cuda.partition(".")[0] not in DEFAULT:
+        raise ExpectedError(f"CUDA_VERSION={cuda}: what nvcc compiles for by default is known of {', '.join(DEFAULT)}")
     nvcc = cuda if cuda.count(".") > 1 else f"{cuda}.0"
     versions = {"cuda": ".".join(cuda.split(".")[:2]), "nvcc": nvcc, "default": DEFAULT[cuda.partition(".")[0]],
-                "torch": environment["TORCH_VERSION"], "gencode": " ".join(gencode(archs))}
+                "torch": environment.get("TORCH_VERSION", "0"), "gencode": " ".join(gencode(archs))}
     shutil.copytree(INPUTS / "csrc" / "src", BUILD / "src", symlinks=True)
     for path in (BUILD / "src").rglob("*"):
         if not path.is_symlink():
