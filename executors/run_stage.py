@@ -63,16 +63,11 @@ def build(context: BuildContext) -> Mapping[str, Blob]:
 
     try:
         with _full_disk_named(store), contextlib.ExitStack() as stack:
-            given, kept, more = _given(context, scratch, stack)
-            process = Process(
-                tuple(context.inputs[name] for name in sorted(context.inputs) if name.startswith("root/")),
-                tuple(params["command"]), params["machine"],
-                {**params["environment"], "STAGECRAFT_JOBS": str(room.jobs), **more}, given,
-                Limits(memory=room.memory, pids=4096), kept=kept)
+            process = process_of(context, scratch, stack, room)
             outcome = chosen.run(process, _empty(scratch / "process"), log=said.line, check=check)
             for line in outcome.how:
                 context.log(f"# {line}")
-            if kept:
+            if process.kept:
                 counts = compiler_cache.counts(scratch / "process/tmp" / compiler_cache.COUNTS)
                 context.log(f"# ccache: {counts}")
                 context.note(f"results of compilers were kept between builds (ccache: {counts})")
@@ -81,6 +76,17 @@ def build(context: BuildContext) -> Mapping[str, Blob]:
             return _results(context, scratch / "process" / "build")
     finally:
         trees.discard(scratch)
+
+
+def process_of(context: BuildContext, scratch: Path, stack: contextlib.ExitStack, room: Room | None = None) -> Process:
+    """What the script is run as; `scratch` gets what it is given, `stack` what must be let go of afterwards."""
+    params, room = context.params, room or _room()
+    given, kept, more = _given(context, scratch, stack)
+    return Process(
+        tuple(context.inputs[name] for name in sorted(context.inputs) if name.startswith("root/")),
+        tuple(params["command"]), params["machine"],
+        {**params["environment"], "STAGECRAFT_JOBS": str(room.jobs), **more}, given,
+        Limits(memory=room.memory, pids=4096), kept=kept)
 
 
 def _given(context: BuildContext, scratch: Path,
@@ -143,7 +149,7 @@ def _full(store: Store, found: str) -> StoreError:
 
 
 @dataclass(frozen=True)
-class _Room:
+class Room:
     """Bytes that the script may use, and how many compilers fit."""
 
     memory: int
@@ -158,14 +164,14 @@ def _same_machine(execution: str) -> None:
                         cure="build on such a machine, or set sources.execution of the target and lock again")
 
 
-def _room() -> _Room:
+def _room() -> Room:
     """What this machine has free; the user may say otherwise (STAGECRAFT_JOBS, STAGECRAFT_JOB_MEMORY)."""
     available = next((int(line.split()[1]) << 10 for line in Path("/proc/meminfo").read_text().splitlines()
                       if line.startswith("MemAvailable:")), JOB_MEMORY)
     memory = max(1 << 30, int(available * _SHARE))
     each = _setting("STAGECRAFT_JOB_MEMORY", JOB_MEMORY >> 30) << 30
     fit = max(1, min(len(os.sched_getaffinity(0)), memory // each))
-    return _Room(memory, _setting("STAGECRAFT_JOBS", fit))
+    return Room(memory, _setting("STAGECRAFT_JOBS", fit))
 
 
 def _setting(name: str, default: int) -> int:
@@ -179,7 +185,7 @@ def _setting(name: str, default: int) -> int:
     return int(text)
 
 
-def _failed(store: Store, outcome: Outcome, said: Said, room: _Room) -> StagecraftError:
+def _failed(store: Store, outcome: Outcome, said: Said, room: Room) -> StagecraftError:
     """The end of a script in words, with its last lines."""
     message, told = f"its script ended: {outcome.reason}", said.told
     if "disk" in told:
@@ -194,7 +200,7 @@ def _failed(store: Store, outcome: Outcome, said: Said, room: _Room) -> Stagecra
     return StageError(message, found=said.text(), cure="read its log: ./doit log:<target>:<stage>")
 
 
-def _out_of_memory(message: str, outcome: Outcome, said: Said, room: _Room) -> StageError:
+def _out_of_memory(message: str, outcome: Outcome, said: Said, room: Room) -> StageError:
     """Who ran when it happened, and what to set so that it does not happen again."""
     if outcome.kernel_kills:
         message += f"; the kernel killed {outcome.kernel_kills} processes of this machine for want of memory"

@@ -143,6 +143,11 @@ class Engine:
             self.store.publish(record)
         return record
 
+    def prepare(self, stage: Stage, records: Mapping[str, Record]) -> dict[str, str]:
+        """Fetch what a stage reads; its inputs by name as digests of what the store has now."""
+        self._fetch(stage)
+        return self._inputs(stage, records)
+
     def _build(self, stage: Stage, key: str, records: Mapping[str, Record]) -> Record:
         try:
             try:

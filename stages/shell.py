@@ -1,6 +1,7 @@
 """`shell:<target>[:<stage>]`: a shell in the root of a target: its layers up to and including a stage, or all of them.
 
-`shell:<target>:load` opens what the check `load` runs in, and what `--keep-failed` kept of it.
+`shell:<target>:load` opens what the check `load` runs in, and what `--keep-failed` kept of it; a stage that runs a
+script (`shell:<target>:vllm-extensions`) what that script is started in.
 """
 
 from __future__ import annotations
@@ -35,15 +36,21 @@ def layer_stages(graph: Graph, stage: str = "") -> list[str]:
 def roots(graph: Graph) -> list[str]:
     """What `shell:<target>:` takes."""
     judged = [found.id for found in gates.checks_for(graph) if found.runs]
-    return [*layer_stages(graph), *judged]
+    return [*layer_stages(graph), *(stage.name for stage in graph.stages if stage.kind == "run"), *judged]
 
 
 def needs(graph: Graph, name: str = "") -> list[str]:
     """The stages that must be built before."""
+    if _runs(graph, name):
+        return list(graph.stage(name).dependencies())
     if name and name not in LAYER_STAGES:
         return gates.stages_of(check(name), graph)
     below = ["base-facts"] if any(stage.name == "base-facts" for stage in graph.stages) else []
     return [*below, *layer_stages(graph, name)]
+
+
+def _runs(graph: Graph, name: str) -> bool:
+    return any(stage.name == name and stage.kind == "run" for stage in graph.stages)
 
 
 def run(session: Session, target: str, name: str = "") -> None:
@@ -67,17 +74,35 @@ def run(session: Session, target: str, name: str = "") -> None:
         chosen = emulator.locked(store, wanted, host, debs)
     sandbox = Sandbox(store, chosen)
     sandbox.abilities()
-    kept = gates.kept(project, target, name) if name and name not in LAYER_STAGES else None
+    graph = project.graph(target)
+    judged = name and name not in LAYER_STAGES and not _runs(graph, name)
+    kept = gates.kept(project, target, name) if judged else None
     scratch = kept if kept is not None and kept.exists() else \
         Path(tempfile.mkdtemp(prefix="shell-", dir=store.directory("tmp")))
     try:
-        process = _process(session, target, name, scratch)
+        process = _of_script(session, target, name, scratch) if _runs(graph, name) else \
+            _process(session, target, name, scratch)
         session.report.line_break()
         sandbox.shell(replace(process, command=_SHELL, limits=Limits(), outputs=()), scratch, session.report.line)
     finally:
         if scratch != kept:
             with contextlib.suppress(OSError):
                 trees.discard(scratch)
+
+
+def _of_script(session: Session, target: str, name: str, scratch: Path) -> Process:
+    """What a stage's script is run as, without what is kept between builds."""
+    from cache.build import BuildContext
+    from executors.run_stage import process_of
+
+    graph = session.project.graph(target)
+    stage = graph.stage(name)
+    inputs = session.engine(target).prepare(stage, session.known(target, stage))
+    given = scratch / "given"
+    given.mkdir()
+    context = BuildContext(session.project.store, stage.params, inputs, stage.platform, session.report.line,
+                           lambda done, total: session.check_cancelled(), fresh=True)
+    return process_of(context, given, contextlib.ExitStack())
 
 
 def _process(session: Session, target: str, name: str, scratch: Path) -> Process:

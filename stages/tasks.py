@@ -44,7 +44,7 @@ REPORTS = ("plan", "why", "log", "check", "coverage", "preflight")
 
 #: Names that stages may have; `./doit list` shows them even for a checkout in which no target has them all.
 STAGES = ("base-facts", "base", "cuda", "torch", "vllm-source", "vllm-compiler", "vllm-toolkit", "vllm-requires",
-          "vllm-extensions", "vllm-wheel", "deps", "vllm", "triton", "serve", "image", "attest")
+          "vllm-extensions", "vllm-wheel", "deps", "vllm", "links", "triton", "serve", "image", "attest")
 
 
 class NoDatabase:
@@ -333,12 +333,12 @@ def _target_tasks(session: Session, target: str, twins: dict[str, str]) -> Itera
     for name in logged if graph is not None else dict.fromkeys([*logged, *STAGES]):
         yield _task(session, "log", f"{target}:{name}", f"the log of {name}", commands.log_of(session, target, name),
                     **commands.options("log"))
-    for name in _shells(graph) if graph else ():
+    for name in _shells(graph) if graph else STAGES:
         yield _task(session, "shell", f"{target}:{name}", f"a shell in the root of {name}",
                     commands.shell_in(session, target, name), task_dep=_below_shell(graph, name))
-    for stage in graph.stages if graph else ():
-        yield _task(session, "rebuild", f"{target}:{stage.name}", f"build {stage.name} again and compare",
-                    commands.rebuild_of(session, target, stage.name), params=[JSON])
+    for name in [stage.name for stage in graph.stages] if graph else STAGES:
+        yield _task(session, "rebuild", f"{target}:{name}", f"build {name} again and compare",
+                    commands.rebuild_of(session, target, name), params=[JSON])
 
 
 def _shells(graph: Graph) -> list[str]:
