@@ -275,7 +275,7 @@ large &
 
 
 def small_room(monkeypatch: pytest.MonkeyPatch, memory: int) -> None:
-    monkeypatch.setattr(run_stage, "_room", lambda: run_stage._Room(memory, 4))
+    monkeypatch.setattr(run_stage, "_room", lambda: run_stage.Room(memory, 4))
 
 
 def test_limit_of_memory_names_who_ran_and_what_to_set(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
