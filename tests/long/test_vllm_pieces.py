@@ -13,6 +13,7 @@ import re
 import tarfile
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -29,7 +30,7 @@ from checks.kernels import DeviceCode, read_code
 from checks.registry import check
 from checks.symbols import read_library
 from checks.verdict import CheckInputs
-from executors.said import Refusal
+from executors.said import Refusal, Said
 from lock.fetch import Wanted, fetch
 from stages import gates, recipe
 from stages.fetching import source
@@ -145,17 +146,22 @@ VARIABLES = {
     "vllm-flash-attn": "VLLM_FLASH_ATTN_SRC_DIR",
 }
 
-#: Object files of Thor: without CUTLASS, with it, of FlashAttention.
+#: Object files by architecture: without CUTLASS, with it, of FlashAttention.
 MAIN = "CMakeFiles/_C_stable_libtorch.dir/csrc/"
 FA2 = "vllm-flash-attn/CMakeFiles/_vllm_fa2_C.dir/csrc/flash_attn/src/"
-OBJECTS = (
-    f"{MAIN}cuda_utils_kernels.cu.o", f"{MAIN}pos_encoding_kernels.cu.o", f"{MAIN}minimax_reduce_rms_kernel.cu.o",
-    f"{MAIN}quantization/w8a8/cutlass/moe/moe_data.cu.o",
-    f"{MAIN}quantization/w8a8/cutlass/moe/grouped_mm_c3x_sm100.cu.o",
-    f"{FA2}flash_fwd_hdim32_fp16_sm80.cu.o", f"{FA2}flash_fwd_hdim64_fp16_causal_sm80.cu.o",
-)
-#: Those that are compiled a second time; the second has kernels that no other file sees.
-TWICE = (OBJECTS[0], OBJECTS[2], OBJECTS[3], OBJECTS[5])
+OBJECTS = {
+    "11.0a": (
+        f"{MAIN}pos_encoding_kernels.cu.o", f"{MAIN}minimax_reduce_rms_kernel.cu.o",
+        f"{MAIN}quantization/w8a8/cutlass/moe/moe_data.cu.o",
+        f"{MAIN}quantization/w8a8/cutlass/moe/grouped_mm_c3x_sm100.cu.o",
+        f"{FA2}flash_fwd_hdim32_fp16_sm80.cu.o", f"{FA2}flash_fwd_hdim64_fp16_causal_sm80.cu.o"),
+    "12.1a": (
+        f"{MAIN}quantization/fp4/nvfp4_quant_kernels.cu.o",
+        f"{MAIN}quantization/fp4/nvfp4_scaled_mm_sm120_kernels.cu.o", f"{FA2}flash_fwd_hdim32_fp16_sm80.cu.o"),
+}
+NATIVE = {"11.0a": "sm_110a", "12.1a": "sm_121a"}
+#: Those of Thor that are compiled a second time.
+TWICE = (OBJECTS["11.0a"][1], OBJECTS["11.0a"][2], OBJECTS["11.0a"][4])
 MOE, CUMEM = "vllm/_moe_C_stable_libtorch.abi3.so", "vllm/cumem_allocator.abi3.so"
 
 
@@ -277,37 +283,73 @@ def test_patches_apply_once_to_the_real_source(machine: Machine, version: str, c
         files |= {path: content for path, content in changed.items() if content is not None}
 
 
-# -- configured -------------------------------------------------------------------------------------
+# -- configured, and single files compiled ------------------------------------------------------------
 
 
-def commands(ninja: str, part: str) -> dict[str, set[str]]:
+@dataclass
+class Part:
+    """What a run left that compiled single files: object files, CMake's plan, the lines that were written."""
+
+    arch: str
+    objects: dict[str, bytes]
+    ninja: str
+    lines: list[str]
+
+
+def compiled(machine: Machine, layers: list[str], arch: str, names: Sequence[str]) -> Part:
+    lines: list[str] = []
+    outputs = ran(machine, layers, arch, lines, OBJECTS=" ".join(names))
+    with LayerReader(machine.store, outputs["index"]) as layer:
+        place = f"{machine.site}/objects"
+        return Part(arch, {name: layer.read(f"{place}/{name}") for name in names},
+                    layer.read(f"{place}/build.ninja").decode(), lines)
+
+
+@pytest.fixture(scope="module", params=OBJECTS)
+def part(request: pytest.FixtureRequest, machine: Machine, layers: list[str]) -> Part:
+    return compiled(machine, layers, request.param, OBJECTS[request.param])
+
+
+def told(ninja: str, target: str) -> dict[str, set[str]]:
     """Object files of a target to the devices that their compiler is told."""
     found = {}
     for statement in re.split(r"\n(?=build )", ninja):
         name = statement.removeprefix("build ").partition(":")[0]
-        if f"CMakeFiles/{part}.dir/" in name and name.endswith(".cu.o"):
+        if f"CMakeFiles/{target}.dir/" in name and name.endswith(".cu.o"):
             found[name] = set(re.findall(r"-gencode[ =]arch=compute_\w+,code=(\w+)", statement))
     return found
 
 
-@pytest.mark.parametrize(("arch", "native"), [("11.0a", "sm_110a"), ("12.1a", "sm_121a")])
-def test_configured_for_exactly_one_device(machine: Machine, layers: list[str], arch: str, native: str) -> None:
-    lines: list[str] = []
-    outputs = ran(machine, layers, arch, lines, OBJECTS="none")
-    for line in lines:
-        for refusal in map(Refusal.of, RECIPE.refuse(arch)):
-            refusal.judge(line.strip())
-    with LayerReader(machine.store, outputs["index"]) as layer:
-        ninja = layer.read(f"{machine.site}/objects/build.ninja").decode()
-    fa2 = commands(ninja, "_vllm_fa2_C")
+def test_no_line_that_ends_a_build(part: Part) -> None:
+    said = Said(lambda line: None, map(Refusal.of, RECIPE.refuse(part.arch)))
+    for line in part.lines:
+        said.line(line)
+    assert any("FlashAttention 2: 48 files" in line for line in part.lines)
+
+
+def test_configured_for_exactly_one_device(part: Part) -> None:
+    native = NATIVE[part.arch]
+    fa2 = told(part.ninja, "_vllm_fa2_C")
     assert len(fa2) == 48
     assert set(map(frozenset, fa2.values())) == {frozenset({native})}
-    others = commands(ninja, "_C_stable_libtorch") | commands(ninja, "_moe_C_stable_libtorch")
-    codes = set().union(*others.values())
+    others = told(part.ninja, "_C_stable_libtorch") | told(part.ninja, "_moe_C_stable_libtorch")
     # Besides, PTX of Marlin and its like, which have no code of their own for these devices.
-    assert {code for code in codes if code.startswith("sm_1")} == {native}
-    assert codes - {native} <= {"sm_80", "compute_80", "sm_89", "compute_89", "sm_90", "compute_90"}
-    assert sum(native in told for told in others.values()) > 50
+    assert set().union(*others.values()) == {native, "sm_80", "compute_80", "sm_89", "compute_89", "sm_90",
+                                             "compute_90"}
+    assert sum(native in codes for codes in others.values()) == {"11.0a": 63, "12.1a": 97}[part.arch]
+
+
+def test_single_files_have_code_for_it_alone(part: Part) -> None:
+    for name in OBJECTS[part.arch]:
+        entries = fatbin.read(part.objects[name]).entries
+        assert {entry.target for entry in entries} == {NATIVE[part.arch]}, name
+        assert any(fatbin.kernels(entry) for entry in entries), name
+
+
+def test_same_bytes_twice(machine: Machine, layers: list[str], part: Part) -> None:
+    if part.arch == "11.0a":
+        again = compiled(machine, layers, part.arch, TWICE)
+        assert [name for name in TWICE if again.objects[name] != part.objects[name]] == []
 
 
 # -- built ------------------------------------------------------------------------------------------
@@ -369,29 +411,3 @@ def test_torch_of_another_cuda_ends_the_build(machine: Machine, layers: list[str
     assert lines[lines.index("build.sh: torch is compiled for another CUDA"):][:3] == [
         "build.sh: torch is compiled for another CUDA", "  expected: CUDA 12, as CUDA_VERSION 12.9 says",
         "  found: 13.0"]
-
-
-# -- single files -----------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def objects(machine: Machine, layers: list[str]) -> dict[str, bytes]:
-    return compiled(machine, layers, OBJECTS)
-
-
-def compiled(machine: Machine, layers: list[str], names: Sequence[str]) -> dict[str, bytes]:
-    outputs = ran(machine, layers, "11.0a", OBJECTS=" ".join(names))
-    with LayerReader(machine.store, outputs["index"]) as layer:
-        return {name: layer.read(f"{machine.site}/objects/{name}") for name in names}
-
-
-@pytest.mark.parametrize("name", OBJECTS)
-def test_single_files_have_code_for_thor_alone(objects: dict[str, bytes], name: str) -> None:
-    entries = fatbin.read(objects[name]).entries
-    assert {entry.target for entry in entries} == {"sm_110a"}
-    assert any(fatbin.kernels(entry) for entry in entries)
-
-
-def test_same_bytes_twice(machine: Machine, layers: list[str], objects: dict[str, bytes]) -> None:
-    again = compiled(machine, layers, TWICE)
-    assert [name for name in TWICE if again[name] != objects[name]] == []
