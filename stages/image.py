@@ -21,8 +21,8 @@ from stages.target import PLACEHOLDER, Target
 from stages.waivers import exceptions
 
 
-def stages(target: Target, lock: Lock, layers: Sequence[Stage]) -> list[Stage]:
-    """`image` and `attest` over the given layer stages, lowest first."""
+def stages(target: Target, lock: Lock, layers: Sequence[Stage], others: Sequence[Stage] = ()) -> list[Stage]:
+    """`image` and `attest` over the given layer stages, lowest first; `others`: stages below that have gates."""
     below = [stage for stage in layers if "layer" in stage.builder.outputs]
     inputs: dict[str, Input] = {}
     params: dict[str, Any] = {}
@@ -45,7 +45,7 @@ def stages(target: Target, lock: Lock, layers: Sequence[Stage]) -> list[Stage]:
         "labels": labels(target, lock, below),
         "comments": {stage.name: stage.title for stage in below},
     }
-    gates = tuple(check.id for check in checks_of(below))
+    gates = tuple(check.id for check in checks_of([*below, *others]))
     image = Stage("image", "image manifest and configuration", BUILDERS["image"], platform(target), params, inputs,
                   gates, ("labels.io.stagecraft.",))
     packages = {f"packages/{stage.name}": StageInput(stage.name, "packages")

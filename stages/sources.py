@@ -23,6 +23,9 @@ from stages.triton import source as file_of
 
 #: Where the tools lie in the root (docs/vllm-from-source.md).
 TOOLKIT, PYTHON = "cross/toolkit", "cross/python"
+#: What tells a package's device code without compiling it, and its files beside that of the package.
+EXPECTED = "vllm/expected"
+EXPECTED_FILES = ("expected.py", "expected.cmake", "TorchConfig.cmake", "FindCUDAToolkit.cmake")
 #: Layers of the image that a compile reads, lowest first.
 READ = ("base", "cuda", "torch")
 
@@ -53,7 +56,8 @@ class _Package:
     def stages(self) -> list[Stage]:
         tools = [self._compiler(), *self._wheels("toolkit", "CUDA's toolkit for the machine that compiles"),
                  *self._wheels("requires", "what the build requires")]
-        return [self._source(), *tools, self._extensions([*self._below, *tools]), self._wheel()]
+        expected = [self._expected()] if "expected" in self._recipe.data else []
+        return [self._source(), *tools, *expected, self._extensions([*self._below, *tools]), self._wheel()]
 
     def _name(self, part: str) -> str:
         return f"{self._package.name}-{part}"
@@ -97,23 +101,35 @@ class _Package:
              "headers": f"{place}/include", "collisions": [], "records": []},
             {f"wheels/{wheel.filename}": FileInput("wheel", wheel) for wheel in wheels})]
 
+    def _expected(self) -> Stage:
+        """What the package's CMake files ask for, told without a compiler: neither CUDA nor torch is in the root."""
+        project = self._recipe.data["expected"]
+        files = {name: f"{EXPECTED}/{name}" for name in EXPECTED_FILES} | {"project.json": project}
+        layers = [*(stage for stage in self._below if stage.name == "base"), *self._wheels("requires", "")]
+        return self._run("expected", f"device code that {self._package.name} should hold", layers, files,
+                         [self._lock.python["executable"], "/inputs/files/expected.py"], {})
+
     def _extensions(self, layers: Sequence[Stage]) -> Stage:
-        recipe, native = self._recipe.data, self._execution == self._target.architecture
-        emulators = () if native else self._lock.emulator
+        recipe = self._recipe.data
+        arch_list = self._target.data["device"]["arch_list"]
+        files = {Path(path).name: path for path in (recipe["script"], *recipe["files"])}
+        return self._run("extensions", f"{self._package.name} compiled for {arch_list}", layers, files,
+                         ["bash", f"/inputs/files/{Path(recipe['script']).name}"],
+                         {"refuse": self._recipe.refuse(arch_list)})
+
+    def _run(self, part: str, title: str, layers: Sequence[Stage], files: Mapping[str, str], command: list[str],
+             more: Mapping[str, Any]) -> Stage:
+        """A script over layers and `csrc`; `files` are those of the repository that it finds, by name."""
+        emulators = () if self._execution == self._target.architecture else self._lock.emulator
         inputs: dict[str, Input] = {f"root/{number:02}-{stage.name}": StageInput(stage.name, "layer")
                                     for number, stage in enumerate(layers)}
         inputs["tree/csrc"] = StageInput(self._name("source"), "csrc")
-        inputs |= {f"file/{Path(path).name}": file_of(self._root, path)
-                   for path in (recipe["script"], *recipe["files"])}
+        inputs |= {f"file/{name}": file_of(self._root, path) for name, path in files.items()}
         inputs |= {f"emulator/{deb.filename}": FileInput("deb", deb) for deb in emulators}
-        arch_list = self._target.data["device"]["arch_list"]
         return Stage(
-            self._name("extensions"), f"{self._package.name} compiled for {arch_list}", BUILDERS["run-script"],
-            platform(self._target),
-            {"machine": self._target.machine, "execution": _MACHINES[self._execution],
-             "command": ["bash", f"/inputs/files/{Path(recipe['script']).name}"],
-             "environment": self._environment(), "collect": "out", "into": "",
-             "refuse": self._recipe.refuse(arch_list),
+            self._name(part), title, BUILDERS["run-script"], platform(self._target),
+            {"machine": self._target.machine, "execution": _MACHINES[self._execution], "command": command,
+             "environment": self._environment(), "collect": "out", "into": "", **more,
              "emulators": [{"name": deb.name, "version": deb.version, "architecture": deb.architecture,
                             "sha256": deb.sha256} for deb in emulators]},
             inputs, kind="run")
@@ -155,11 +171,6 @@ class _Package:
              "pins": {"torch": torch} if torch else {}, "requires": list(package.requirements)},
             {"python": StageInput(source, "python"), "csrc": StageInput(source, "csrc"),
              "built": StageInput(extensions, "layer")})
-
-
-def names(package: str) -> list[str]:
-    """The stages that a package from source may have."""
-    return [f"{package}-{part}" for part in ("source", "compiler", "toolkit", "requires", "extensions", "wheel")]
 
 
 def _own(package: SourcePackage) -> FileInput:

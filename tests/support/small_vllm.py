@@ -17,9 +17,9 @@ VERSION = "0.32.0"
 #: Extension below vllm/ to its number of `.cu` files.
 DEVICE = {"_C_stable_libtorch": 3, "_moe_C_stable_libtorch": 2}
 HOST = ("cumem_allocator", "spinloop", "fs_io_C")
-#: Those that only GB10 has.
-SPARK = {"_flashkda_C": 1}
-FLASH = "vllm_flash_attn/_vllm_fa2_C"
+#: Those that only GB10 has; the last has no device code and lies elsewhere.
+SPARK = {"_flashkda_C": 1, "_qutlass_C": 1, "_C_extension": 0}
+PLACES = {"_C_extension": "vllm/third_party/deep_gemm"}
 
 SETUP = """\
 import os
@@ -164,6 +164,7 @@ requirements: [requirements/cuda.txt]
 pins: {keep_back: [VLLM_FLASH_ATTN_SRC_DIR]}
 script: vllm/build.sh
 files: [vllm/setup_in_part.py]
+expected: small/project.json
 tools:
   compilers:
     linux/amd64: {linux/arm64: [g++-12-aarch64-linux-gnu, ccache]}
@@ -177,6 +178,11 @@ refuse:
     allow: {"any": [FlashMLA kernels]}
     reason: an extension would lack what the device needs
 """
+
+
+#: What vllm/expected must know of it.
+PROJECT = {"arguments": ["-DTORCH=/torch"], "setup": True,
+           "environment": {"VLLM_TARGET_DEVICE": "cuda", "VLLM_VERSION_OVERRIDE": VERSION}}
 
 
 @dataclass
@@ -213,7 +219,7 @@ def project(flash: str, requirements: list[str]) -> dict[str, bytes]:
     files = {}
     for name, count in {**DEVICE, **SPARK, **dict.fromkeys(HOST, 0)}.items():
         units = [f"csrc/{name}/unit_{number}.cu" for number in range(count)]
-        lines.append(f"extension({name} vllm csrc/{name}/module.cpp {' '.join(units)})")
+        lines.append(f"extension({name} {PLACES.get(name, 'vllm')} csrc/{name}/module.cpp {' '.join(units)})")
         files[f"csrc/{name}/module.cpp"] = _module(name, TORCH if name == "_C_stable_libtorch" else "")
         files |= {unit: _kernel(name.strip("_"), number) for number, unit in enumerate(units)}
     cmake = CMAKE.replace("@EXTENSIONS@", "\n".join(lines)).replace("@FLASH@", flash).replace("@MLA@", "f" * 40)
