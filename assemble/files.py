@@ -1,6 +1,7 @@
-"""Builder `files-layer`: files rendered from templates of the repository, as a layer.
+"""Builder `files-layer`: files of the repository and links, as a layer.
 
-Inputs: templates by name. Params: `files` = [{"path", "template", "mode"}], `values` = what the templates may use.
+Inputs: templates and other files by name. Params: `files` = [{"path", "template", "mode"} (rendered),
+{"path", "copy", "mode"} (as it is) or {"path", "link"} (a symlink to that)], `values` = what the templates may use.
 An undefined name in a template is an error. Outputs: `layer`, `index`.
 """
 
@@ -20,30 +21,41 @@ def build(context: BuildContext) -> Mapping[str, Blob]:
     Raises:
         InputError: a template that does not parse, or that uses a name it is not given.
     """
-    import jinja2
-
-    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True, autoescape=False)  # noqa: S701 - shell, not HTML
-    rendered: dict[str, tuple[bytes, int]] = {}
+    made: dict[str, tuple[bytes | str, int]] = {}  # content, or what a link leads to; mode
     for file in context.params["files"]:
-        template = context.store.read(context.inputs[file["template"]]).decode()
-        try:
-            text = environment.from_string(template).render(context.params["values"])
-        except jinja2.TemplateError as error:
-            line = getattr(error, "lineno", None)
-            raise InputError(f"the template cannot be rendered: {error.message}",
-                             where=file["template"] + (f":{line}" if line else "")) from error
-        rendered[file["path"]] = (text.encode(), file["mode"])
-        context.log(f"rendered /{file['path']}")
+        if "link" in file:
+            made[file["path"]] = (file["link"], 0)
+        elif "copy" in file:
+            made[file["path"]] = (context.store.read(context.inputs[file["copy"]]), file["mode"])
+        else:
+            made[file["path"]] = (_rendered(context, file["template"]), file["mode"])
+            context.log(f"rendered /{file['path']}")
     with LayerWriter(context.store) as writer:
         written: set[str] = set()
-        for path in sorted(rendered, key=str.encode):
+        for path in sorted(made, key=str.encode):
             parts = path.split("/")
             for depth in range(1, len(parts)):
                 directory = "/".join(parts[:depth])
                 if directory not in written:
                     writer.directory(directory)
                     written.add(directory)
-            content, mode = rendered[path]
-            writer.file(path, len(content), [content], mode)
+            content, mode = made[path]
+            if isinstance(content, str):
+                writer.symlink(path, content)
+            else:
+                writer.file(path, len(content), [content], mode)
         layer = writer.finish()
     return {"layer": layer.layer, "index": layer.index}
+
+
+def _rendered(context: BuildContext, name: str) -> bytes:
+    import jinja2
+
+    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True, autoescape=False)  # noqa: S701 - shell, not HTML
+    template = context.store.read(context.inputs[name]).decode()
+    try:
+        return environment.from_string(template).render(context.params["values"]).encode()
+    except jinja2.TemplateError as error:
+        line = getattr(error, "lineno", None)
+        raise InputError(f"the template cannot be rendered: {error.message}",
+                         where=name + (f":{line}" if line else "")) from error

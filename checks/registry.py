@@ -15,7 +15,7 @@ from checks import facts
 WHEEL_STAGES = ("cuda", "torch", "deps", "vllm")
 
 #: All stages that make layers of an image, lowest first.
-LAYER_STAGES = ("base", *WHEEL_STAGES, "triton", "serve")
+LAYER_STAGES = ("base", *WHEEL_STAGES, "links", "triton", "serve")
 
 
 @dataclass(frozen=True)

@@ -42,14 +42,15 @@ fixed: true
 
 KEYS = {
     "base": "sha256:55353c1d893b39917074897652d6f2f27adccd4b50eb3f2ffc1e8aeeb6d99f06",
-    "cuda": "sha256:48d26b58885e5856ee2cc112a1cff7c8504a5601a29bf1b00840979055b95276",
+    "cuda": "sha256:c63a6ec00161b9642bd1c08e063b5ebc684b33a59dfc9ad61c9d6ff6224c72ea",
     "torch": "sha256:75e1dd42b6772606d212a3a2a56235bc5418d9beb30f6cb78ac9b7569d394a0c",
     "deps": "sha256:d2ed6d7499cfda1b9ff5920b74113e63a5f10ec1d45add7b3ccfc931243339c7",
     "vllm": "sha256:ad163340d83a9d2ee2522860b55d7cdf4fa729f0b14ca9a11439629e0d04facc",
+    "links": "sha256:becb4f5217517d8797dc43447e604cded179d188b16035ca6a25ffea7def8b35",
     "triton": "sha256:524808ef5f5fedc0c0bd006ad2cb87edbba0993c1b299070266775b91b5ab0ce",
     "serve": "sha256:a60d79e87d006d535fddbf1d55d1912298107ac3548f433ab32a37e04ba0c2ed",
-    "image": "sha256:1f67d2506ea50d88daf85d1e8d7e5b8933d90b60a1f2e6a0986d5a9e25c7623b",
-    "attest": "sha256:027714f4ee34f5292c0ad02766dab0324c12d095cb899f08bb5d4e320e50d993",
+    "image": "sha256:fbc7d83ec3bc21cb83f3c610ac729d2174d60121661ea2ac6aad5a3d09569715",
+    "attest": "sha256:2e37a2b05c17a56fc86520d2125e9112cf6f5109f9fcede19dd67ac6107132a6",
 }
 
 
@@ -66,7 +67,8 @@ LOCK = {
     "debs": [{**entry("python3", "3.11.2-1", "pool/main/p/python3/python3_3.11.2-1_arm64.deb", "1"),
               "architecture": "arm64"}],
     "wheels": [entry(name, "1", f"{name.replace('-', '_')}-1-py3-none-any.whl", digit)
-               for name, digit in (("nvidia-cublas", "2"), ("torch", "3"), ("six", "4"), ("vllm", "5"))],
+               for name, digit in (("nvidia-cublas", "2"), ("torch", "3"), ("six", "4"), ("vllm", "5"))] + [
+        entry("nvidia-cuda-runtime", "13.0.96", "nvidia_cuda_runtime-13.0.96-py3-none-any.whl", "7")],
     "files": [entry("nvidia-pytriton", "0.7.0", "nvidia_pytriton-0.7.0-py3-none-manylinux_2_35_aarch64.whl", "6")],
 }
 
@@ -76,6 +78,7 @@ def golden(tmp_path: Path) -> Graph:
     """The graph of the fixed target. Templates and tables are fixed too: editing those must not look like a new key."""
     root = make_project(tmp_path / "project", golden=TARGET)
     (root / "templates" / "entrypoint.sh.j2").write_text("fixed\n")
+    (root / "templates" / "libcuda.txt").write_text("# fixed\ncuInit\n")
     (root / "triton" / "pytriton-layout.yaml").write_text(TABLE)
     return graph(load(root, "golden"), parse(json.dumps(LOCK), "golden.lock.json"), root)
 
