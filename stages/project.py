@@ -99,4 +99,4 @@ def graph(target: Target, lock: Lock, root: Path) -> Graph:
     rest = [stage for stage in layers if stage not in read]
     facts = [stage for stage in rest if stage.name == "base-facts"]
     return Graph(target.name, (*facts, *read, *compiled, *(stage for stage in rest if stage not in facts),
-                               *image.stages(target, lock, layers)))
+                               *image.stages(target, lock, layers, compiled)))
