@@ -83,6 +83,8 @@ def push(session: Session, target: str, names: Sequence[str]) -> tuple[Any, str]
 
     store = session.project.store
     keys: list[str] = []
+    for stage, note in impurities(session, target):
+        session.report.line(f"  {'warning':<7} {stage}: {note}; ./doit rebuild:{target}:{stage} proves the bytes")
 
     def make(params: Mapping[str, Any], layer: str) -> Blob:
         record = compressed(session.engine(target), params, layer)
@@ -104,6 +106,16 @@ def push(session: Session, target: str, names: Sequence[str]) -> tuple[Any, str]
     return {**data, "sent": found.sent}, (
         f"{target}: {found.reference}\n  manifest {found.manifest}\n  config   {found.config}\n"
         f"  {sent} blobs sent, {size_text(found.sent)}; {len(found.how) - sent} were there")
+
+
+def impurities(session: Session, target: str) -> list[tuple[str, str]]:
+    """(stage, what its record says of how it was built) of the last build: what is in no key and in no provenance."""
+    found = []
+    for stage, key in session.project.last(target).get("stages", {}).items():
+        record = session.project.store.lookup(key)
+        if record is not None:
+            found += [(stage, str(note)) for note in record.facts.get("notes", ())]
+    return found
 
 
 def _progress(session: Session, what: str, name: str, done: int, total: int) -> None:
