@@ -340,6 +340,12 @@ def ptx_isa(cuda: str) -> str:
     return next((str(row["isa"]) for row in _table("checks/data/ptx-isa.yaml")["versions"] if row["cuda"] == cuda), "")
 
 
+def driver_of(cuda: str) -> str:
+    """The first driver ("580.65.06") that knows a CUDA; empty if that is not known. L4T numbers its own otherwise."""
+    return next((str(row.get("driver", "")) for row in _table("checks/data/ptx-isa.yaml")["versions"]
+                 if row["cuda"] == cuda), "")
+
+
 def compiled_by(cuda: str) -> list[str]:
     """The architectures ("11.0") that nvcc of a CUDA compiles for; nothing if that is not known."""
     return next((list(row["archs"]) for row in _table("checks/data/arch.yaml")["compilers"] if row["cuda"] == cuda), [])

@@ -315,15 +315,9 @@ def _recipes(data: dict[str, Any], document: Document, root: Path) -> dict[str, 
     if not packages:
         data.pop("sources", None)
         return {}
-    from checks.facts import compiled_by
     from stages.recipe import load as load_recipe
 
-    device = data["device"]
-    known = compiled_by(device["cuda"])
-    for arch in device["arch_list"].split():
-        if known and arch.rstrip("af") not in known:
-            raise InputError(f"nvcc of CUDA {device['cuda']} compiles nothing for {arch}",
-                             where=document.place(("device", "arch_list")), expected=", ".join(known), found=arch)
+    _nvcc(data["device"], document)
     found = {}
     for name, package in sorted(packages.items()):
         at = ("sources", "packages", name)
@@ -339,6 +333,25 @@ def _recipes(data: dict[str, Any], document: Document, root: Path) -> dict[str, 
     data["sources"] = {"execution": described["execution"], "mirrors": described.get("mirrors", {}),
                        "packages": packages}
     return found
+
+
+def _nvcc(device: Mapping[str, Any], document: Document) -> None:
+    """What compiles for the device knows it, and is not newer than its oldest driver. Raises InputError."""
+    from checks.facts import compiled_by, driver_of, release
+
+    cuda, floor = device["cuda"], device["driver_floor"]
+    known = compiled_by(cuda)
+    for arch in device["arch_list"].split():
+        if known and arch.rstrip("af") not in known:
+            raise InputError(f"nvcc of CUDA {cuda} compiles nothing for {arch}",
+                             where=document.place(("device", "arch_list")), expected=", ".join(known), found=arch)
+    needed = driver_of(cuda)
+    older = release(floor) < release(needed)[:len(floor.split("."))] if needed and floor != "none" else False
+    if older and not device.get("host", {}).get("os", "").startswith("L4T"):
+        raise InputError(f"nvcc of CUDA {cuda} writes PTX that driver {floor} does not compile",
+                         where=document.place(("device", "cuda")), expected=f"driver_floor {needed} or newer",
+                         found=floor,
+                         cure="set device.cuda to the CUDA of the oldest driver, or raise device.driver_floor")
 
 
 def layer_rules(patterns: Mapping[str, list[str]]) -> list[tuple[str, str]]:

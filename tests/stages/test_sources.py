@@ -132,6 +132,17 @@ def test_architecture_that_the_compiler_does_not_know(tmp_path: Path) -> None:
     target.load(write(tmp_path, text.replace(SOURCES, "")), "small")  # nothing is compiled
 
 
+def test_compiler_that_is_newer_than_the_oldest_driver(tmp_path: Path) -> None:
+    newer = (DEVICE + SOURCES).replace('cuda: "13.0"', 'cuda: "13.1"')
+    with pytest.raises(InputError, match=r"nvcc of CUDA 13.1 writes PTX that driver 580 does not compile") as caught:
+        target.load(write(tmp_path, newer), "small")
+    assert "590.44.01" in str(caught.value.expected)
+    target.load(write(tmp_path, newer.replace('"580"', '"590"')), "small")
+    target.load(write(tmp_path, newer.replace('"580"', '"590.44"')), "small")
+    jetson = newer.replace("base:\n", '  host: {os: L4T r39, glibc: "2.39"}\nbase:\n')
+    target.load(write(tmp_path, jetson), "small")  # its drivers have numbers of their own
+
+
 def test_request_has_what_lock_reads_and_nothing_else(tmp_path: Path) -> None:
     def asked(text: str = DEVICE + SOURCES, recipe: str = RECIPE) -> dict[str, Any]:
         return target.load(write(tmp_path, text, recipe), "small").request()
