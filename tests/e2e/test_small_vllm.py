@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -179,7 +180,8 @@ def test_same_bytes_twice(built: Place) -> None:
 def test_change_of_python_compiles_nothing(built: Place) -> None:
     """Last in this file: it moves the tag."""
     before = built.output("small-thor", "vllm-extensions", "layer")
-    built.origin.vllm.commit({"vllm/models.py": b"ANSWER = 43\n"})
+    changed = f"ANSWER = {time.time_ns()}\n".encode()  # never in the store yet
+    built.origin.vllm.commit({"vllm/models.py": changed})
     built.origin.tag()
     assert "is as it was" in built.run("lock:small-thor", "--only", "sources")[0]  # a tag that moved is not followed
     built.run("lock:small-thor", "--only", "sources", "--upgrade", "vllm")
@@ -192,4 +194,4 @@ def test_change_of_python_compiles_nothing(built: Place) -> None:
     assert {event["stage"] for event in told if event["event"] == "built"} == {"vllm-source", "vllm-wheel", "vllm"}
     assert built.output("small-thor", "vllm-extensions", "layer") == before
     with LayerReader(Store.open(built.store), built.output("small-thor", "vllm", "index")) as layer:
-        assert layer.read(f"{SITE}/vllm/models.py") == b"ANSWER = 43\n"
+        assert layer.read(f"{SITE}/vllm/models.py") == changed
