@@ -9,7 +9,7 @@ asks for; `tools`: `suites` and `debs` of the compilers, wheels of CUDA's toolki
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,7 +21,7 @@ _KEYS = ("name", "version", "source", "trees", "stubs", "requirements", "tools")
 _TREE = ("name", "kind", "repository", "pinned", "revision", "tree", "size", "variable", "submodules")
 _SOURCE = {"sdist": ("kind", "file", "size", "sha256", "index"),
            "git": ("kind", "repository", "pinned", "revision", "tree", "size", "submodules")}
-_NAME = re.compile(r"[\w.-]+")
+_NAME = re.compile(r"(?!\.\.?$)[\w.-]+")  # a directory's, too
 _REVISION = re.compile(r"[0-9a-f]{40}")
 #: Lists of wheels among the tools.
 WHEELS = ("toolkit", "requires")
@@ -108,17 +108,24 @@ def parse(value: Any) -> tuple[SourcePackage, ...]:
         else:
             _tree_of({**source, "name": entry["name"], "variable": ""}, f"{at}.source")
         trees = tuple(_tree_of(tree, f"{at}.{place}") for tree, place in list_of(entry["trees"], "trees"))
+        _each_once([*(tree.name for tree in trees), *entry["stubs"]], f"{at}.trees")
         found.append(SourcePackage(entry["name"], entry["version"], source, trees, entry["stubs"],
                                    tuple(entry["requirements"]), _tools(entry["tools"], f"{at}.tools")))
-    names = [package.name for package in found]
-    if len(set(names)) != len(names):
-        raise lockfile.Wrong("a package is there twice", "sources")
+    _each_once([package.name for package in found], "sources")
     return tuple(found)
+
+
+def _each_once(names: Sequence[str], at: str) -> None:
+    """A source that is there twice would silently be one of the two; one that is a stub too, compiled all the same."""
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise lockfile.Wrong(f"{twice} is there twice", at)
 
 
 def _tree_of(value: Any, at: str) -> LockedTree:
     keys_of(value, at, _TREE)
     text_of(value["name"], f"{at}.name", _NAME)
+    text_of(value["kind"], f"{at}.kind", re.compile("git"))
     for key in ("repository", "pinned"):
         text_of(value[key], f"{at}.{key}")
     text_of(value["revision"], f"{at}.revision", _REVISION)

@@ -361,7 +361,36 @@ def load(root: Path, target: Target) -> Lock:
                         expected=f"a lock for what {target.files[0]} asks now",
                         found=" and ".join(title for _, title in words) + " for what it asked before",
                         cure=cure + (f", or {cure} --only {words[0][0]}" if len(words) == 1 else ""))
+    wrong = _against(target, lock)
+    if wrong:
+        raise LockError(f"the lock contradicts its target: {wrong}", where=shown,
+                        cure=f"{cure}, or restore it from version control")
     return lock
+
+
+def _against(target: Target, lock: Lock) -> str:
+    """Where packages from source are in the lock as the target does not want them; empty if they fit.
+
+    `lock` writes no such lock, but people edit and merge them, and a package that is silently away would be missed by
+    no check: those of a layer concern the targets that have it.
+    """
+    compiled = {package.name: package.version for package in lock.sources}
+    for name in sorted(compiled.keys() - target.recipes.keys()):
+        return f"it compiles {name}, which the target does not take from source"
+    for name in target.recipes:
+        wanted = target.data["sources"]["packages"][name]["version"]
+        taken = "source"
+        if name == "vllm" and target.data.get(name, {}).get("from") == "auto":
+            taken = lock.decisions.get(name, {}).get("from", "")
+            if not taken:
+                return f"it does not say whether {name} is compiled"
+        if taken == "source" and compiled.get(name) != wanted:
+            return f"{name} {wanted} is to be compiled, and it has the sources of {compiled.get(name, 'nothing')}"
+        if taken == "wheel" and name in compiled:
+            return f"{name} is to be a wheel, and it has sources of it"
+        if name in compiled and any(wheel.name == name for wheel in lock.wheels):
+            return f"{name} is compiled, and it has a wheel of it too"
+    return ""
 
 
 @dataclass(frozen=True)
