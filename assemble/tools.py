@@ -5,7 +5,8 @@ from the target's own, and what its dynamic loader looks for goes where that loa
 scripts count for nothing; `links` are what they, or a user, would have made (`cc`, `c++`, `ld`).
 
 Inputs: `debs/<file>`. Params: `prefix` (`cross`), `architecture` of the packages, `in_place` and `skip` (globs of
-paths), `links` (path in the layer to target). Outputs: `layer`, `index`, `packages`.
+paths), optional `moved` (globs: what of `in_place` goes below the prefix after all), `links` (path in the layer to
+target). Outputs: `layer`, `index`, `packages`.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import hashlib
 import os
 import posixpath
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import IO, Any
@@ -72,7 +73,7 @@ def build(context: BuildContext) -> Mapping[str, Blob]:
 def _place(placed: dict[str, _Placed], member: Member, package: str, params: Mapping[str, Any],
            spool: IO[bytes]) -> None:
     path = member.path
-    if not path or member.kind == "directory" or any(fnmatchcase(path, glob) for glob in params["skip"]):
+    if not path or member.kind == "directory" or _fits(path, params["skip"]):
         return
     where = where_to(path, params)
     before = placed.get(where)
@@ -104,10 +105,14 @@ def _pieces(spool: IO[bytes], member: Member) -> Iterator[bytes]:
 
 def where_to(path: str, params: Mapping[str, Any]) -> str:
     """Where a path of a package goes in the layer. Pure."""
-    if not any(fnmatchcase(path, glob) for glob in params["in_place"]):
+    if not _fits(path, params["in_place"]) or _fits(path, params.get("moved", ())):
         return f"{params['prefix']}/{path}"
     first, _, rest = path.partition("/")
     return f"usr/{first}/{rest}" if first in _MERGED else path
+
+
+def _fits(path: str, globs: Iterable[str]) -> bool:
+    return any(fnmatchcase(path, glob) for glob in globs)
 
 
 def _target(where: str, member: Member, params: Mapping[str, Any]) -> str:

@@ -82,11 +82,15 @@ class _Package:
         there = {deb.name for deb in self._lock.debs} if native else set()
         debs = [deb for deb in self._package.tools.debs if deb.name not in there]
         names = [deb.name for deb in self._package.tools.debs]
+        places = {"in_place": [f"{place}/*" for place in _loader_places(execution)]}
+        if native:  # gcc looks for the C library's headers where they always are, for those of C++ beside itself
+            places = {"in_place": [*places["in_place"], "usr/include/*"],
+                      "moved": ["usr/include/c++/*", "usr/include/*/c++/*"]}
         return Stage(
             self._name("compiler"), f"compilers for {machine} on {execution}", BUILDERS["tools-layer"],
             {"os": "linux", "architecture": self._execution},
             {"prefix": "cross", "architecture": self._execution, "links": _links(names, triple), "skip": _SKIPPED,
-             "in_place": [f"{place}/*" for place in _loader_places(execution)]},
+             **places},
             {f"debs/{deb.filename}": FileInput("deb", deb) for deb in debs})
 
     def _wheels(self, part: str, title: str) -> list[Stage]:

@@ -291,6 +291,16 @@ def test_compilers_are_found_by_the_names_that_builds_and_compilers_use(tmp_path
     assert links["cross/bin/ccache"] == "../usr/bin/ccache"
 
 
+def test_headers_of_native_compilers_are_where_they_look(tmp_path: Path) -> None:
+    """Debian's gcc below a prefix looks for the C library's headers in /usr/include, for those of C++ beside itself."""
+    native = (DEVICE + SOURCES).replace("sources:\n", "sources:\n  execution: linux/arm64\n")
+    params = stage_of(write(tmp_path, native), "pkg-compiler").params
+    assert "usr/include/*" in params["in_place"]
+    assert "usr/include/c++/*" in params["moved"]
+    foreign = stage_of(write(tmp_path), "pkg-compiler").params
+    assert "usr/include/*" not in foreign["in_place"]  # the root of another machine has its own
+
+
 def test_patches_are_those_of_the_version_and_the_targets_own_behind_them(tmp_path: Path) -> None:
     write(tmp_path, DEVICE + SOURCES + "      patches: [recipe/ours.patch]\n")
     (tmp_path / "recipe/ours.patch").write_text("ours\n")
