@@ -197,7 +197,8 @@ def _failed(store: Store, outcome: Outcome, said: Said, room: Room) -> Stagecraf
                           found=said.text(told["network"]),
                           cure="lock what it would download as a source and say where that lies "
                                "(docs/vllm-from-source.md), or keep its script from asking")
-    return StageError(message, found=said.text(), cure="read its log: ./doit log:<target>:<stage>")
+    return StageError(message, found=said.text(), cure="./doit log:<target>:<stage> has all that it said, "
+                                                       "./doit shell:<target>:<stage> is where it ran")
 
 
 def _out_of_memory(message: str, outcome: Outcome, said: Said, room: Room) -> StageError:

@@ -385,7 +385,7 @@ def finish(session: Session, target: str) -> Callable[..., None]:
         if not current:
             _publish(session, target, records, keys, manifest, link, skipped)
         built = [name for name in keys if (target, name) in session.report.built]
-        layers = [r for name, r in records.items() if "layer" in r.outputs]
+        layers = [records[name] for name in graph.stage("image").dependencies() if "layer" in records[name].outputs]
         size = sum(r.outputs["layer"].size for r in layers)
         data = {"target": target, "result": str(link), "manifest": manifest, "built": built,
                 "cached": [name for name in keys if name not in built], "layers": len(layers), "size": size,

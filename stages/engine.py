@@ -87,6 +87,7 @@ class Engine:
         root: the project, for repository files.
         fetch: gets locked files into the store.
         facts: facts about this host for the records; no part of any key.
+        target: whose graph it is, for what a user is told; no part of any key.
     """
 
     store: Store
@@ -94,6 +95,7 @@ class Engine:
     fetch: Fetch
     observer: Observer = field(default_factory=Silent)
     facts: Mapping[str, Any] = field(default_factory=dict)
+    target: str = "<target>"
     cancelled: threading.Event = field(default_factory=threading.Event)
 
     def check_cancelled(self) -> None:
@@ -216,6 +218,8 @@ class Engine:
             self._unchanged(stage)
         except StagecraftError as error:
             error.where = error.where or f"stage {stage.name}"
+            if error.cure:  # builders know neither
+                error.cure = error.cure.replace("<target>", self.target).replace("<stage>", stage.name)
             self._keep_failed_log(key, lines, error)
             raise
         except OSError as error:

@@ -82,8 +82,9 @@ def run(session: Session, target: str, name: str, as_json: bool) -> None:
 
 def _text(target: str, told: list[dict[str, Any]]) -> str:
     lines = []
+    width = max([10, *(len(entry["stage"]) for entry in told)])
     for entry in told:
-        lines.append(f"{target}: {entry['stage']:<10} {'the same bytes' if entry['same'] else 'OTHER BYTES'}")
+        lines.append(f"{target}: {entry['stage']:<{width}} {'the same bytes' if entry['same'] else 'OTHER BYTES'}")
         lines += [f"  {item['output']}{': /' + item['path'] if item['path'] else ''}: {item['what']}"
                   for item in entry["differences"]]
         lines += [f"  and {entry['more']} more"] if entry["more"] else []

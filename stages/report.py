@@ -12,6 +12,7 @@ import re
 import sys
 import threading
 import time
+from collections.abc import Iterable
 from typing import IO, Any
 
 PLAIN_EVERY = 10.0  # seconds between progress lines in a pipe
@@ -59,8 +60,13 @@ class Report:
         self._targets: set[str] = set()
         self._shown = 0.0
         self._width = 0
+        self._column = 11
         self.built: set[tuple[str, str]] = set()
         self.waiting_hits: list[str] = []
+
+    def fit(self, names: Iterable[str]) -> None:
+        """Make room for these names of stages: all lines behind have one column for them."""
+        self._column = max(self._column, *map(len, names))
 
     # -- the engine's observer --------------------------------------------------------------------
 
@@ -85,7 +91,7 @@ class Report:
                 if kind == "built":
                     self.built.add((target, stage))
         if text:
-            self.line(f"  {kind:<7} {name:<11} {text}")
+            self.line(f"  {kind:<7} {name:<{self._column}} {text}")
 
     def _name(self, stage: str, target: str) -> str:
         """`torch`; once a run concerns several targets, `torch:thor`."""

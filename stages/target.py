@@ -323,7 +323,8 @@ def _recipes(data: dict[str, Any], document: Document, root: Path) -> dict[str, 
         at = ("sources", "packages", name)
         for key, default in (("version", None), ("recipe", RECIPES.get(name)), ("index", "default")):
             if key not in package and default is None:
-                raise InputError(f"the package {name} from source needs a {key}", where=document.place(at))
+                raise InputError(f"the package {name} from source needs a {key}", where=document.place(at),
+                                 cure=f"add {key}: … there")
             package.setdefault(key, default)
         if layer_of(name, layer_rules(data["layers"])) is None:
             raise InputError(f"no layer takes {name}", where=document.place(("layers",)),

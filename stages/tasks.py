@@ -98,9 +98,10 @@ class Session:
                 from stages.host import facts
 
                 project = self.project
+                self.report.fit(stage.name for stage in project.graph(target).stages)
                 self._engines[target] = Engine(
                     project.store, project.root, fetcher(project.root, project.suites, project.trees),
-                    reporting.OfTarget(self.report, target), facts(), self.cancelled)
+                    reporting.OfTarget(self.report, target), facts(), target, self.cancelled)
             return self._engines[target]
 
     @contextlib.contextmanager

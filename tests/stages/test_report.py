@@ -39,6 +39,15 @@ def test_hits_are_named_once_before_the_first_line_and_never_without_one() -> No
         "  hit     base, cuda", "  built   torch       2.0 MB in 1.5 s", "  gate    abi         passed"]
 
 
+def test_long_names_of_stages_have_their_column() -> None:
+    err = io.StringIO()
+    report = Report(err)
+    report.fit(["base", "msgpack-extensions"])
+    for name in ("base", "msgpack-extensions"):
+        report.event("built", name, ms=1500, size=2_000_000, fetched=0, nondeterministic=False)
+    assert {line.index("2.0 MB") for line in err.getvalue().splitlines()} == {2 + 8 + 18 + 1}
+
+
 def test_nondeterminism_is_said_aloud() -> None:
     err = io.StringIO()
     Report(err).event("built", "x", ms=1, size=1, fetched=0, nondeterministic=True)
