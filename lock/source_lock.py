@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from cache import untar
-from cache.errors import FetchError, LockError, StagecraftError
+from cache.errors import FetchError, IntegrityError, LockError, StagecraftError
 from cache.store import Store
 from lock.cmake_pins import Pin, pins
 from lock.fetch import Wanted, fetch
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from lock.indexes import Indexes
 
 _CMAKE = re.compile(r"CMakeLists\.txt|(?:.*/)?CMakeLists\.txt|.*\.cmake")
+_NAME = re.compile(r"(?!\.\.?$)[\w.-]+")
 _TEXT_LIMIT = 4 << 20
 _LIMITS = untar.Limits(entries=500_000, total=16 << 30, climbing=True)
 
@@ -120,7 +121,9 @@ def lock_source(store: Store, request: SourceRequest, indexes: Indexes,
     before = {(tree.repository, tree.pinned): tree for tree in known}
     source, digest, strip = _source(store, request, indexes, mirrors, before, log)
     texts = _texts(store, digest, f"{request.name} {request.version}", strip)
-    found = [_moved(pin, request.pins) for pin in pins(texts.get, request.variables)]
+    found = list(dict.fromkeys(replace(_moved(pin, request.pins), where="")
+                               for pin in pins(texts.get, request.variables)))
+    _one_each(request, found)
     there = {pin.name for pin in found}
     unpinned = sorted((request.stubs | request.pins.keys()) - there)
     if unpinned:
@@ -142,6 +145,21 @@ def lock_source(store: Store, request: SourceRequest, indexes: Indexes,
         raise _away(request, missing)
     return LockedSource(request.name, request.version, source, tuple(trees),
                         {pin.name: pin.override for pin in found if pin.name in stubs}, digest, strip)
+
+
+def _one_each(request: SourceRequest, found: Sequence[Pin]) -> None:
+    """Refuse names that are no directory's, and two sources of one name: which of them CMake takes cannot be told."""
+    where = f"{request.name} {request.version}"
+    odd = next((pin.name for pin in found if not _NAME.fullmatch(pin.name)), None)
+    if odd is not None:
+        raise LockError("a pinned source has a name that no directory can have", where=where, found=repr(odd),
+                        expected="letters, digits, - . _", cure="correct the CMake file, in a repository of your own")
+    for name in dict.fromkeys(pin.name for pin in found):
+        several = [f"{pin.repository} {pin.tag}" for pin in found if pin.name == name]
+        if len(several) > 1 and name not in request.stubs | request.stubs_if_pinned:
+            raise LockError(f"{name} is pinned {len(several)} times, and which of them counts cannot be told",
+                            where=where, found="\n".join(several),
+                            cure=f"name repository and tag under sources.packages.{request.name}.pins of the target")
 
 
 def _moved(pin: Pin, pins: Mapping[str, tuple[str, str]]) -> Pin:
@@ -214,8 +232,12 @@ def _tree(store: Store, pin: Pin, mirrors: Mapping[str, Sequence[str]], before: 
     """Fetch what a pin names; with `before`, the revision that was locked for it."""
     kept = before is not None and not REVISION.fullmatch(pin.tag)
     revision = before.revision if before is not None and kept else resolve(pin.repository, pin.tag, mirrors)
-    tree = fetch_tree(store, pin.repository, revision, mirrors=mirrors, submodules=pin.submodules, log=log,
-                      expect=before.tree if before is not None and before.revision == revision else "")
+    tree = fetch_tree(store, pin.repository, revision, mirrors=mirrors, submodules=pin.submodules, log=log)
+    same = before is not None and (before.revision, {*before.submodules}) == (revision, {*tree.submodules})
+    if before is not None and same and before.tree != tree.digest:
+        raise IntegrityError("a source holds other files than were locked", where=f"{pin.repository} at {revision}",
+                             expected=before.tree, found=tree.digest,
+                             cure="a revision cannot change: was the lock edited?")
     return LockedTree(pin.name, pin.repository, pin.tag, revision, tree.digest, tree.size, pin.override, _plain(tree))
 
 
@@ -229,4 +251,4 @@ def _away(request: SourceRequest, missing: Sequence[StagecraftError]) -> FetchEr
     return FetchError(f"{len(missing)} of the sources of {request.name} {request.version} cannot be had",
                       where=", ".join(dict.fromkeys(str(error.where) for error in missing)), found="\n".join(said),
                       cure="name a copy of each under sources.mirrors of the target, or, if the device needs no code "
-                           "of it, name it under sources.stubs; nothing was locked")
+                           f"of it, name it under sources.packages.{request.name}.stubs; nothing was locked")

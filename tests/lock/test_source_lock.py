@@ -142,6 +142,7 @@ def test_all_that_is_away_is_named_at_once_with_every_address(place: Place) -> N
     assert "file:///not/there/vllm/FlashMLA" in text
     assert "https://github.invalid/vllm/FlashMLA" in text
     assert "sources.mirrors" in text
+    assert "sources.packages.my-pkg.stubs" in text
     assert "nothing was locked" in text
 
 
@@ -163,6 +164,44 @@ def test_submodules_that_the_pin_names(place: Place) -> None:
     whole = place.lock().trees[0]
     assert (plain.submodules, list(whole.submodules)) == ({}, ["third"])
     assert plain.tree != whole.tree
+
+
+def test_submodules_that_are_pinned_newly_are_no_other_files_than_were_locked(place: Place) -> None:
+    inner = place.flashmla.git("rev-parse", "HEAD")
+    revision = place.cutlass.submodule("third", "../../vllm/FlashMLA", inner)
+    place.sdist(cmake=CMAKE.replace('"v1"', f'"{revision}"'))
+    before = place.lock()
+    place.sdist(cmake=CMAKE.replace('"v1"', f'"{revision}"').replace('GIT_SUBMODULES ""', "GIT_SUBMODULES third"))
+    after = place.lock(known=before.trees)
+    assert (after.trees[0].revision, list(after.trees[0].submodules)) == (revision, ["third"])
+
+
+TWICE = """\
+if (CMAKE_CUDA_COMPILER_VERSION VERSION_GREATER 13)
+  FetchContent_Declare(cutlass GIT_REPOSITORY https://github.invalid/nvidia/cutlass.git GIT_TAG v1)
+else()
+  FetchContent_Declare(cutlass GIT_REPOSITORY https://github.invalid/vllm/FlashMLA GIT_TAG main)
+endif()
+"""
+
+
+def test_two_sources_of_one_name_are_not_locked_unless_the_target_says_which(place: Place) -> None:
+    place.sdist(cmake=TWICE)
+    with pytest.raises(LockError, match="cutlass is pinned 2 times") as caught:
+        place.lock()
+    assert "vllm/FlashMLA main" in caught.value.diagnostics()
+    assert "sources.packages.my-pkg.pins" in caught.value.diagnostics()
+    told = replace(SDIST, pins={"cutlass": ("https://github.invalid/nvidia/cutlass.git", "v1")})
+    assert [(tree.name, tree.revision) for tree in place.lock(told).trees] == [("cutlass", place.revision)]
+    stub = place.lock(replace(SDIST, stubs=frozenset({"cutlass"})))
+    assert (stub.trees, list(stub.stubs)) == ((), ["cutlass"])
+
+
+@pytest.mark.parametrize("name", ["..", "a/b", "${CMAKE_X}"])
+def test_source_whose_name_is_no_directorys(place: Place, name: str) -> None:
+    place.sdist(cmake=CMAKE.replace("(cutlass", f"({name}"))
+    with pytest.raises(LockError, match="a name that no directory can have"):
+        place.lock()
 
 
 def test_version_without_an_sdist(place: Place) -> None:
