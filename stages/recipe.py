@@ -112,6 +112,14 @@ def load(root: Path, path: str) -> Recipe:
     data = SCHEMA.check(document.data, document, ())
     for number, row in enumerate(data["refuse"]):
         _pattern(row["pattern"], document, ("refuse", str(number), "pattern"))
+    for part in ("stubs", "patches"):
+        for number, row in enumerate(data[part]):
+            _specifier(row.get("versions", ""), document, (part, str(number), "versions"))
+    names = [Path(file).name for file in (data["script"], *data["files"])]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise InputError(f"two files {twice}, and the script finds them by that name", where=document.place(("files",)),
+                         cure="give one of them another name")
     return Recipe(path, data)
 
 
@@ -125,6 +133,16 @@ def _pattern(text: str, document: Document, at: tuple[str, ...]) -> None:
         re.compile(text)
     except re.error as error:
         raise InputError("not a regular expression", where=document.place(at), found=f"{text}: {error}") from error
+
+
+def _specifier(text: str, document: Document, at: tuple[str, ...]) -> None:
+    from packaging.specifiers import InvalidSpecifier, SpecifierSet
+
+    try:
+        SpecifierSet(text)
+    except InvalidSpecifier as error:
+        raise InputError("these are no versions", where=document.place(at), expected="versions like >=0.32.0,<0.34",
+                         found=text) from error
 
 
 def _fits(version: str, specifier: str | None) -> bool:

@@ -41,7 +41,9 @@ _DEBIAN = Fields(
 )
 
 _PLATFORM = Text(choices=("linux/arm64", "linux/amd64"))
-_REPOSITORY = Text(r"(https?|git|ssh|file)://\S+|[\w.-]+@[\w.-]+:\S+", "the address of a Git repository")
+#: Without a password: it would be in the lock, and in what an image says of where it comes from.
+_REPOSITORY = Text(r"(https?|git|ssh|file)://(?![^/\s]*:[^/\s]*@)\S+|[\w.-]+@[\w.-]+:\S+",
+                   "the address of a Git repository, without a password")
 _TAG = Text(r"(?!-)[\w./+-]+", "a tag, a branch or a revision of 40 digits")
 _FILE = Text(r"(?!/)(?!(.*/)?\.\.?(/|$))[\w./+-]+", "a path below the project")
 _SOURCES = Fields(
@@ -56,7 +58,7 @@ _SOURCES = Fields(
             "pins": MapOf(Fields({"repository": _REPOSITORY, "tag": _TAG, "reason": _REASON},
                                  required=("tag", "reason")), r"[\w.-]+"),
             "patches": ListOf(_FILE),
-        }, defaults={"stubs": {}, "pins": {}, "patches": []}), r"[a-z0-9][a-z0-9-]*"),
+        }, defaults={"stubs": {}, "pins": {}, "patches": []}), r"[a-z0-9]+(-[a-z0-9]+)*"),
     },
     defaults={"execution": "linux/amd64", "mirrors": {}, "packages": {}},
 )
@@ -150,6 +152,8 @@ RECIPES = {"vllm": "vllm/recipe.yaml"}
 
 #: Sections whose wheel has a layer of its own, in which its check reads it.
 OWN_LAYERS = ("torch", "vllm")
+#: Layers of wheels that every compile reads.
+READ = ("cuda", "torch")
 #: What image.environment may hold in braces; a brace that is text is written twice.
 PLACEHOLDER = re.compile(r"\{\{|\}\}|\{site\}|\{arch_list\}|[{}]")
 
@@ -197,7 +201,8 @@ class Target:
             found["sources"] = {
                 "platform": self.data["platform"], "execution": self.data["sources"]["execution"],
                 "python": self.data["python"], "cuda": device["cuda"], "arch_list": device["arch_list"],
-                "torch": self.data.get("torch", {}), "packages": {name: self._source(name) for name in self.recipes}}
+                "suite": self.data["base"].get("debian", {}), "torch": self.data.get("torch", {}),
+                "packages": {name: self._source(name) for name in self.recipes}}
         return found
 
     def _source(self, name: str) -> dict[str, Any]:
@@ -206,7 +211,9 @@ class Target:
         recipe = self.recipes[name]
         pins = {pin: {key: value for key, value in moved.items() if key != "reason"}
                 for pin, moved in described["pins"].items()}
-        return {**{key: described[key] for key in ("version", "index", "git") if key in described}, "pins": pins,
+        decided = {"from": self.data[name]["from"]} if name == "vllm" else {}
+        return {**{key: described[key] for key in ("version", "index", "git") if key in described}, **decided,
+                "pins": pins,
                 "stubs": sorted({*described["stubs"], *recipe.stubs(described["version"],
                                                                     self.data["device"]["arch_list"])}),
                 "recipe": recipe.asks()}
@@ -326,9 +333,7 @@ def _recipes(data: dict[str, Any], document: Document, root: Path) -> dict[str, 
                 raise InputError(f"the package {name} from source needs a {key}", where=document.place(at),
                                  cure=f"add {key}: … there")
             package.setdefault(key, default)
-        if layer_of(name, layer_rules(data["layers"])) is None:
-            raise InputError(f"no layer takes {name}", where=document.place(("layers",)),
-                             cure=f"name {name} in a layer")
+        _compiled(name, package, data, document)
         found[name] = load_recipe(root, package["recipe"])
         found[name].compilers(described.setdefault("execution", "linux/amd64"), data["platform"])
     data["sources"] = {"execution": described["execution"], "mirrors": described.get("mirrors", {}),
@@ -353,6 +358,32 @@ def _nvcc(device: Mapping[str, Any], document: Document) -> None:
                          where=document.place(("device", "cuda")), expected=f"driver_floor {needed} or newer",
                          found=floor,
                          cure="set device.cuda to the CUDA of the oldest driver, or raise device.driver_floor")
+
+
+def _compiled(name: str, package: Mapping[str, Any], data: Mapping[str, Any], document: Document) -> None:
+    """A package from source that has no place in the image, or no version by which its recipe's rows are chosen."""
+    from packaging.version import InvalidVersion, Version
+
+    at = ("sources", "packages", name)
+    try:
+        Version(package["version"])
+    except InvalidVersion as error:
+        raise InputError(f"this is no version of {name}", where=document.place((*at, "version")),
+                         expected="a version like 1.0 or 1.0+cu130", found=package["version"]) from error
+    both = sorted(package["stubs"].keys() & package["pins"].keys())
+    if both:
+        raise InputError(f"{both[0]} is a stub and has a pin", where=document.place((*at, "pins", both[0])),
+                         cure="name it under stubs or under pins")
+    layer = layer_of(name, layer_rules(data["layers"]))
+    if layer is None:
+        raise InputError(f"no layer takes {name}", where=document.place(("layers",)), cure=f"name {name} in a layer")
+    if layer in READ:
+        raise InputError(f"{name} is compiled with what the layer {layer} holds, and would lie in it",
+                         where=document.place(at), expected="a package of the layer deps or vllm",
+                         cure="take it as a wheel" if name in READ else f"name {name} in another layer")
+    if name in OWN_LAYERS and name not in data:
+        raise InputError(f"{name} is compiled, and the target has no section {name}", where=document.place(at),
+                         cure=f"add a section {name} with its version, and from: source")
 
 
 def layer_rules(patterns: Mapping[str, list[str]]) -> list[tuple[str, str]]:

@@ -65,6 +65,9 @@ def test_rows_are_chosen_by_version_and_architecture(tmp_path: Path) -> None:
     ('"no (.*) here"', '"no (.* here"', "not a regular expression"),
     ("reason: the first one of them", "reason: short", "wrong value for patches.0.reason"),
     ('archs: ["11.0a"]', 'archs: [sm_110a]', "wrong value for stubs.1.archs.0"),
+    ('versions: "==2.*"', 'versions: "==two"', "these are no versions"),
+    ('versions: "<1"', 'versions: "<1,>"', "these are no versions"),
+    ("pins:", "files: [other/build.sh]\npins:", "two files build.sh, and the script finds them by that name"),
 ])
 def test_recipe_that_is_wrong_is_named_by_its_line(tmp_path: Path, before: str, after: str, says: str) -> None:
     write(tmp_path, recipe=RECIPE.replace(before, after))
@@ -100,6 +103,16 @@ def test_vllm_from_source_has_its_own_recipe_and_the_targets_version(tmp_path: P
     ('sources: {packages: {pkg: {version: "1.0", recipe: recipe/none.yaml}}}\n', "no such file"),
     (SOURCES.replace("sources:\n", "sources:\n  execution: linux/riscv\n"), "wrong value for sources.execution"),
     (SOURCES + "layers: {deps: [click]}\n", "no layer takes pkg"),
+    (SOURCES + 'torch: {version: "2.0"}\nlayers: {torch: [torch, pkg], deps: ["*"]}\n',
+     "pkg is compiled with what the layer torch holds, and would lie in it"),
+    (SOURCES.replace("pkg:", "torch:") + 'torch: {version: "1.0"}\n', "torch is compiled with what"),
+    (SOURCES.replace("pkg:", "vllm:"), "vllm is compiled, and the target has no section vllm"),
+    (SOURCES.replace("pkg:", "p--kg:"), "wrong key in sources.packages"),
+    (SOURCES.replace('"1.0"', '"1.0-x!y"'), "this is no version of pkg"),
+    (SOURCES + "      stubs: {deep: it is not needed}\n      pins: {deep: {tag: v2, reason: the newest one}}\n",
+     "deep is a stub and has a pin"),
+    (SOURCES + "      git: {repository: 'https://me:secret@example.org/x', tag: v1}\n",
+     "wrong value for sources.packages.pkg.git.repository"),
     (SOURCES.replace("https://github.com/", "a b"), "wrong key in sources.mirrors"),
 ])
 def test_target_that_is_wrong_is_named(tmp_path: Path, text: str, says: str) -> None:
@@ -163,6 +176,16 @@ def test_request_has_what_lock_reads_and_nothing_else(tmp_path: Path) -> None:
         assert found["sources"] != before["sources"]
         assert (found["base"], found["wheels"]) == (before["base"], before["wheels"])
     assert "sources" not in asked(DEVICE)
+    archive = asked((DEVICE + SOURCES).replace("suite: bookworm", "suite: bookworm\n    snapshot: 20261120T000000Z"))
+    assert archive["sources"] != before["sources"]  # compilers come from where the base comes from
+
+
+def test_request_says_whether_it_is_for_lock_to_decide(tmp_path: Path) -> None:
+    """A lock whose decision was the wheel must not answer a target that wants vLLM compiled."""
+    text = DEVICE + VLLM + "sources: {packages: {vllm: {recipe: recipe/recipe.yaml}}}\n"
+    found = [target.load(write(tmp_path, text.replace("source}", f"{taken}}}")), "small").request()["sources"]
+             for taken in ("source", "auto")]
+    assert found[0] != found[1]
 
 
 # -- locks --------------------------------------------------------------------------------------------
