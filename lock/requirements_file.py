@@ -42,6 +42,24 @@ def requirements(texts: Mapping[str, str], path: str) -> list[str]:
     return list(dict.fromkeys(_read(texts, path, (), "")))
 
 
+def declared(pyproject: str, where: str) -> list[str] | None:
+    """What `[project]` of a pyproject.toml says that the wheel will require; None if it leaves that to the build.
+
+    Raises:
+        InputError: it cannot be read, or holds what is no plain requirement.
+    """
+    from lock.client import parse_toml
+
+    try:
+        project = parse_toml(pyproject).get("project")
+    except ValueError as error:
+        raise InputError("a pyproject.toml that cannot be read", where=where, found=str(error),
+                         cure="change the file by a patch of the recipe") from error
+    if not isinstance(project, dict) or "dependencies" in project.get("dynamic", ()):
+        return None
+    return [_requirement(str(line), f"{where}: project.dependencies") for line in project.get("dependencies", ())]
+
+
 def _read(texts: Mapping[str, str], path: str, above: tuple[str, ...], where: str) -> Iterator[str]:
     if path in above:
         raise InputError("a requirement file includes itself", where=where, found=" > ".join((*above, path)))

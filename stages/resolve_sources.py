@@ -89,11 +89,18 @@ class SourceParts:
             texts = texts_of(self.project.store, locked.digest, locked.strip, None, where)
             lines = [line for file in recipe.data["requirements"] for line in requirements(texts, file)]
             return tuple(dict.fromkeys(lines))
-        texts = texts_of(self.project.store, locked.digest, locked.strip, {"PKG-INFO"}, where)
+        texts = texts_of(self.project.store, locked.digest, locked.strip, {"PKG-INFO", "pyproject.toml"}, where)
         if "PKG-INFO" not in texts:
-            raise LockError("nothing says what the finished wheel will ask for", where=where,
-                            expected="PKG-INFO, which every sdist has", found="a source from Git",
-                            cure=f"name its requirement files under requirements in {recipe.path}")
+            from lock.requirements_file import declared
+
+            said = declared(texts.get("pyproject.toml", ""), f"{where}: pyproject.toml")
+            if said is None:
+                raise LockError("nothing says what the finished wheel will ask for", where=where,
+                                expected="PKG-INFO, which every sdist has, or dependencies under [project] in "
+                                         "pyproject.toml",
+                                found="a source from Git", cure=f"name its requirement files under requirements in "
+                                                                f"{recipe.path}")
+            return tuple(said)
         from email.parser import HeaderParser
 
         asked = HeaderParser().parsestr(texts["PKG-INFO"]).get_all("Requires-Dist") or []

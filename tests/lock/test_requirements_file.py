@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from cache.errors import InputError
-from lock.requirements_file import requirements
+from lock.requirements_file import declared, requirements
 
 COMMON = """\
 # Common
@@ -67,3 +67,21 @@ def test_file_that_includes_itself() -> None:
     with pytest.raises(InputError, match="includes itself") as caught:
         requirements({"a": "-r b", "b": "x\n-r a"}, "a")
     assert (caught.value.where, caught.value.found) == ("b:2", "a > b > a")
+
+
+@pytest.mark.parametrize(("text", "expected"), [
+    ('[project]\nname = "x"\ndependencies = ["numpy >= 1", "six; python_version > \'3\'"]\n',
+     ["numpy>=1", 'six; python_version > "3"']),
+    ('[project]\nname = "x"\ndynamic = ["version"]\n', []),
+    ('[project]\nname = "x"\ndynamic = ["dependencies"]\n', None),
+    ('[build-system]\nrequires = ["setuptools"]\n', None), ("", None)])
+def test_what_a_pyproject_declares(text: str, expected: list[str] | None) -> None:
+    assert declared(text, "x 1: pyproject.toml") == expected
+
+
+@pytest.mark.parametrize(("text", "what"), [
+    ("[project\n", "cannot be read"), ('[project]\ndependencies = ["x @ https://example.org/x.whl"]\n', "address")])
+def test_a_pyproject_that_is_wrong(text: str, what: str) -> None:
+    with pytest.raises(InputError, match=what) as caught:
+        declared(text, "x 1: pyproject.toml")
+    assert str(caught.value.where).startswith("x 1: pyproject.toml")
