@@ -280,13 +280,15 @@ def _after_task_options(word: str, words: list[str]) -> list[str]:
 def _known_task(word: str, root: Path, project: Project | None) -> None:
     from stages.commands import STORE_OPTIONS
     from stages.target import names
-    from stages.tasks import STAGES
+    from stages.tasks import PARTS, STAGES
     from stages.tasks import VERBS as MORE
 
     targets = names(root)
     of_targets = ("build", "gate", *MORE, *STAGES)
     verb, colon, rest = word.partition(":")
     target, more, part = rest.partition(":")
+    if target in targets and "-" in verb and verb.rpartition("-")[2] in PARTS:
+        of_targets += (verb,)  # of a package from source
     if "*" in word:
         import fnmatch
 
@@ -318,7 +320,7 @@ def _known_task(word: str, root: Path, project: Project | None) -> None:
                          cure=f"./doit gate:{target}:{part} judges one")
     elif more and verb not in ("log", "gate", "rebuild", "shell"):
         raise InputError(f"no task {word!r}", cure=f"did you mean ./doit {verb}:{target}?")
-    elif more or (colon and verb in ("gate", *STAGES)):
+    elif more or (colon and verb not in ("build", *MORE)):
         _known_part(verb, target, part, project, root)
 
 
@@ -333,6 +335,8 @@ def _known_part(verb: str, target: str, part: str, project: Project | None, root
     try:
         graph = project.graph(target)
     except StagecraftError:
+        if verb not in ("gate", "log", "rebuild", "shell", *STAGES):
+            raise
         if verb == "log" and part not in STAGES and part not in (built := logged(project, target)):
             raise _unknown(f"no log of {part} of {target}, whose target or lock is not sound", f"log:{target}:", part,
                            built) from None

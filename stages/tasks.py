@@ -46,6 +46,8 @@ REPORTS = ("plan", "why", "log", "check", "coverage", "preflight")
 STAGES = ("base-facts", "base", "cuda", "torch", "vllm-source", "vllm-compiler", "vllm-toolkit", "vllm-requires",
           "vllm-expected", "vllm-extensions", "vllm-wheel", "deps", "vllm", "links", "triton", "serve", "image",
           "attest")
+#: What the stages of any package from source are called behind its name.
+PARTS = ("source", "compiler", "toolkit", "requires", "expected", "extensions", "wheel")
 
 
 class NoDatabase:
