@@ -66,26 +66,36 @@ def resolve(repository: str, tag: str, mirrors: Mapping[str, Sequence[str]] | No
     """The revision that a tag or branch names now; 40 digits name themselves. An annotated tag gives its commit.
 
     Raises:
-        LockError: the repository has no such tag.
+        LockError: no address that answers has such a tag.
         FetchError: no address answers.
     """
     if REVISION.fullmatch(tag):
         return tag
-    said = ""
+    answered = False
 
     def ask(address: str) -> str:
-        return _git("ls-remote", "--", address, tag, f"{tag}^{{}}")
+        nonlocal answered
+        said = _git("ls-remote", "--", address, tag, f"{tag}^{{}}")
+        answered = True
+        found = _named(said, tag)
+        if not found:  # a mirror may be older than the tag: the next address is asked too
+            raise _GitError(f"it has no tag or branch {tag}")
+        return found
 
-    for line in _first(repository, mirrors or {}, ask).splitlines():
-        revision, _, name = line.partition("\t")
-        if name == f"refs/tags/{tag}^{{}}":
-            return revision
-        if name in (f"refs/tags/{tag}", f"refs/heads/{tag}") and not (said and name.startswith("refs/heads/")):
-            said = revision
-    if not said:
-        raise LockError(f"there is no tag or branch {tag}", where=_public(repository),
-                        cure="correct the pin, or name a revision of 40 digits")
-    return said
+    try:
+        return _first(repository, mirrors or {}, ask)
+    except FetchError as error:
+        if not answered:
+            raise
+        raise LockError(f"there is no tag or branch {tag}", where=error.where, found=error.found,
+                        cure="correct the pin, or name a revision of 40 digits; is a mirror older than it?") from error
+
+
+def _named(said: str, tag: str) -> str:
+    """The revision of a tag, else of a branch, in what `git ls-remote` said; "" for neither."""
+    names = {name: revision for revision, _, name in (line.partition("\t") for line in said.splitlines())}
+    return next((names[name] for name in (f"refs/tags/{tag}^{{}}", f"refs/tags/{tag}", f"refs/heads/{tag}")
+                 if name in names), "")
 
 
 def fetch_tree(store: Store, repository: str, revision: str, *, mirrors: Mapping[str, Sequence[str]] | None = None,

@@ -80,6 +80,20 @@ def test_tags_resolve_to_commits(root: Path, server: str) -> None:
         resolve(server + "x", "v3")
 
 
+def test_mirror_that_is_older_than_a_tag_is_passed_over(root: Path, server: str) -> None:
+    old = Repository(root / "old")
+    old.commit(FILES)
+    new = Repository(root / "x")
+    revision = new.commit(FILES)
+    new.git("tag", "v1")
+    mirrors = {server + "x": [server + "old"]}
+    assert resolve(server + "x", "v1", mirrors) == revision
+    with pytest.raises(LockError, match="no tag or branch v2") as caught:
+        resolve(server + "x", "v2", mirrors)
+    lines = [f"{server}{name}: it has no tag or branch v2" for name in ("old", "x")]
+    assert str(caught.value.found).splitlines() == lines
+
+
 def test_moved_tag_does_not_move_what_is_locked(store: Store, root: Path, server: str) -> None:
     repository = Repository(root / "x")
     repository.commit(FILES)
