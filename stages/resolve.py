@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import datetime
 import os
+import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cache.errors import LockError, StagecraftError
+from cache.errors import InputError, LockError, StagecraftError
 from stages.lockfile import PARTS, Change, Lock, LockedFile, compare, path_of, read, request_digests
 from stages.project import Project
+from stages.schema import nearest
 from stages.target import Target
 from stages.waivers import judge_dates
 
@@ -74,13 +76,18 @@ def lock(project: Project, name: str, log: Callable[[str], None], *, upgrade: bo
                         where=f"targets/{name}.lock.json", cure=f"./doit lock:{name}")
     if only == "sources" and not target.recipes:
         raise LockError(f"{name} takes nothing from source", where=target.files[0], cure=f"./doit lock:{name}")
-    parts = _Parts(project, target, old, log, _moving(upgrade), exclude_newer)
+    parts = _Parts(project, target, old, log, _moving(upgrade, old), exclude_newer)
     if only in ("wheels", "sources", "emulator") and old is not None:
         base, python, debs = old.base, old.python, old.debs
     else:
         base, python, debs = parts.base()
+    sources: tuple[SourcePackage, ...]
+    decisions: Mapping[str, Mapping[str, Any]]
     if only in ("wheels", "debs", "emulator") and old is not None:
-        sources, decisions = old.sources, old.decisions
+        sources, decisions = old.sources, {**old.decisions}
+        if only == "wheels":  # what is not compiled any more is resolved as a wheel now
+            sources = tuple(package for package in sources if package.name in target.recipes)
+            decisions = {name: one for name, one in decisions.items() if name in target.recipes}
     else:
         sources, decisions = parts.sources(base, python, debs)
     if only in ("debs", "sources", "emulator") and old is not None:
@@ -114,12 +121,18 @@ def _still_fit(name: str, only: str, old: Lock, python: Mapping[str, str], sourc
         raise LockError("the base has another Python or glibc than the wheels were resolved for", where=where,
                         found=f"Python {python['version']}, glibc {python['glibc']}",
                         expected=f"Python {old.python['version']}, glibc {old.python['glibc']}", cure=cure)
+    if only != "sources":
+        return
     before = {one.name: set(one.requirements) for one in old.sources}
-    for package in sources if only == "sources" else ():
-        changed = sorted(before.get(package.name, set()) ^ set(package.requirements))
-        if changed or package.name not in before:
-            raise LockError(f"{package.name} asks for other wheels than the locked ones were resolved for", where=where,
-                            found=", ".join(changed) or "it was a wheel before", cure=cure)
+    after = {one.name: set(one.requirements) for one in sources}
+    for package in sorted(before.keys() ^ after.keys()):
+        raise LockError(f"{package} is {'' if package in after else 'not '}compiled now, and the locked wheels were "
+                        "resolved for the opposite", where=where, cure=cure)
+    for package, asked in after.items():
+        changed = sorted(before[package] ^ asked)
+        if changed:
+            raise LockError(f"{package} asks for other wheels than the locked ones were resolved for", where=where,
+                            found=", ".join(changed), cure=cure)
 
 
 def _judge(project: Project, target: Target, new: Lock, log: Callable[[str], None]) -> None:
@@ -157,8 +170,24 @@ def _answered(target: Target, old: Lock | None, only: str) -> dict[str, str]:
             for part, digest in asked.items()}
 
 
-def _moving(upgrade: bool | Collection[str]) -> bool | frozenset[str]:
-    return upgrade if isinstance(upgrade, bool) else frozenset(upgrade)
+def _moving(upgrade: bool | Collection[str], old: Lock | None) -> bool | frozenset[str]:
+    """What moves, by the names that the lock has. Raises InputError for a name that no part of it has."""
+    if isinstance(upgrade, bool):
+        return upgrade
+    known: set[str] = set()
+    if old is not None:
+        lists = [old.debs, old.wheels, old.files, old.emulator]
+        lists += [files for one in old.sources for files in (one.tools.debs, one.tools.toolkit, one.tools.requires)]
+        known = {file.name for files in lists for file in files} | {one.name for one in old.sources}
+    found = set()
+    for name in upgrade:
+        wheel = re.sub(r"[-_.]+", "-", name).lower()
+        if name not in known and wheel not in known:
+            guess = nearest(name, sorted(known))
+            raise InputError(f"{name} is not in the lock, so it cannot be upgraded", found=name,
+                             cure=f"did you mean {guess!r}?" if guess else None)
+        found.add(name if name in known else wheel)
+    return frozenset(found)
 
 
 @dataclass(frozen=True)
@@ -362,7 +391,7 @@ class _Parts:
             index_of={name: index for name, index in index_of.items() if index != "default"}, alone=tuple(alone))
         previous = [LockedWheel(w.name, w.version, w.file, w.size, w.sha256, w.index)
                     for w in ((*self.old.wheels, *self.old.files) if self.old else ())]
-        upgrade = self.upgrade if isinstance(self.upgrade, bool) else self.upgrade - compiled
+        upgrade = self.upgrade if isinstance(self.upgrade, bool) else self.upgrade & {one.name for one in previous}
         try:
             found = lock_wheels(request, load_indexes(self.project.root / "targets" / "indexes.yaml"),
                                 previous=previous, upgrade=upgrade, exclude_newer=self.exclude_newer or None,
