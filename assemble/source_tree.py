@@ -106,6 +106,9 @@ def build(context: BuildContext) -> Mapping[str, Blob]:
         if not csrc:
             raise InputError("no file of the source is one that a compile reads", expected=", ".join(params["csrc"]),
                              found=f"{len(source)} files", cure="correct the patterns, or the depth to strip")
+        for glob in params["csrc"]:
+            if not any(fnmatchcase(path, glob) for path in csrc):
+                context.log(f"csrc: no file fits {glob}")
         tree: dict[str, _File | None] = {f"src/{path}": source[path] for path in csrc}
         counts = {name: len(paths) for name, paths in fetched.items()}
         tree |= {path: files[path] for paths in fetched.values() for path in paths}

@@ -104,4 +104,6 @@ def source(root: Path, path: str) -> SourceInput:
         return SourceInput(path, sha256((root / path).read_bytes()))
     except OSError as error:
         raise InputError("a file of the repository that is an input cannot be read", where=path,
-                         found=error.strerror, cure="restore it from version control") from error
+                         found=error.strerror,
+                         cure="restore it from version control, or correct the target or recipe that names it"
+                         ) from error

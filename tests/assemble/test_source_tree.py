@@ -52,6 +52,14 @@ def test_split(store: Store) -> None:
     assert paths(store, found["python-index"]) == {"src/vllm/__init__.py", "src/vllm/engine.py", "src/vllm/link.py"}
 
 
+def test_pattern_that_fits_nothing_is_told(store: Store) -> None:
+    """Versions differ, so it is no error; but who writes a recipe looks for it in the log."""
+    said: list[str] = []
+    source = store.put(gzip.compress(make_tar(SDIST), mtime=0)).digest
+    build(BuildContext(store, {"strip": 1, "csrc": CSRC, "stubs": []}, {"source": source}, log=said.append))
+    assert [line for line in said if "fits" in line] == ["csrc: no file fits cmake/*"]
+
+
 def test_python_change_leaves_what_a_compile_reads(store: Store) -> None:
     one = built(store)
     other = built(store, [*SDIST[:4], ("vllm-1/vllm/engine.py", b"walk()\n"), ("vllm-1/vllm/new.py", b"")])
