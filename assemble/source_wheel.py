@@ -94,7 +94,7 @@ def build(context: BuildContext) -> Mapping[str, Blob]:
     source: dict[str, _File] = {}
     for origin in _SOURCES:
         source |= _scan(context, origin, _PREFIX, lambda path: _wanted(path, params))
-    if not source:
+    if params["python"] and not source:
         raise InputError("no file of the source goes into the wheel", expected=", ".join(params["python"]),
                          cure="correct `python` and `without` of the recipe")
     plan = _merged(source, built, params["replaces"])

@@ -253,3 +253,13 @@ def test_symlink(store: Store, origin: str) -> None:
 def test_no_file_of_the_source(store: Store) -> None:
     with pytest.raises(InputError, match="no file of the source"):
         built(store, python={"src/x": b""}, csrc={})
+
+
+def test_all_that_the_wheel_has_may_come_from_the_build(store: Store) -> None:
+    """A package whose Python lies below src/, or that has none: its script installs it whole."""
+    inputs = {"python": make_layer(store, {}), "csrc": make_layer(store, CSRC),
+              "built": make_layer(store, BUILT, MODES)}
+    outputs = build(BuildContext(store, {**PARAMS, "python": []}, inputs, ARM))
+    with archive(store, {name: blob.digest for name, blob in outputs.items()}) as wheel:
+        names = {name for name in wheel.namelist() if not name.startswith(INFO)}
+    assert names == {"small_package/_C.abi3.so", "small_package/envs.py", "small_package/_version.py"}
