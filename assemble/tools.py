@@ -5,8 +5,7 @@ from the target's own, and what its dynamic loader looks for goes where that loa
 scripts count for nothing; `links` are what they, or a user, would have made (`cc`, `c++`, `ld`).
 
 Inputs: `debs/<file>`. Params: `prefix` (`cross`), `architecture` of the packages, `in_place` and `skip` (globs of
-paths), optional `moved` (globs: what of `in_place` goes below the prefix after all), `links` (path in the layer to
-target). Outputs: `layer`, `index`, `packages`.
+paths), `links` (path in the layer to target). Outputs: `layer`, `index`, `packages`.
 """
 
 from __future__ import annotations
@@ -105,7 +104,7 @@ def _pieces(spool: IO[bytes], member: Member) -> Iterator[bytes]:
 
 def where_to(path: str, params: Mapping[str, Any]) -> str:
     """Where a path of a package goes in the layer. Pure."""
-    if not _fits(path, params["in_place"]) or _fits(path, params.get("moved", ())):
+    if not _fits(path, params["in_place"]):
         return f"{params['prefix']}/{path}"
     first, _, rest = path.partition("/")
     return f"usr/{first}/{rest}" if first in _MERGED else path

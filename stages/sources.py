@@ -82,15 +82,14 @@ class _Package:
         there = {deb.name for deb in self._lock.debs} if native else set()
         debs = [deb for deb in self._package.tools.debs if deb.name not in there]
         names = [deb.name for deb in self._package.tools.debs]
-        places = {"in_place": [f"{place}/*" for place in _loader_places(execution)]}
-        if native:  # gcc looks for the C library's headers where they always are, for those of C++ beside itself
-            places = {"in_place": [*places["in_place"], "usr/include/*"],
-                      "moved": ["usr/include/c++/*", "usr/include/*/c++/*"]}
+        # Beside the target's own where it has some already, and all of them see each other: a libstdc++.so below
+        # /cross would lead to nothing there, and ld would silently take the static library.
+        in_place = ["*"] if native else [f"{place}/*" for place in _loader_places(execution)]
         return Stage(
             self._name("compiler"), f"compilers for {machine} on {execution}", BUILDERS["tools-layer"],
             {"os": "linux", "architecture": self._execution},
-            {"prefix": "cross", "architecture": self._execution, "links": _links(names, triple), "skip": _SKIPPED,
-             **places},
+            {"prefix": "cross", "architecture": self._execution, "skip": _SKIPPED, "in_place": in_place,
+             "links": _links(names, triple, "../../usr/bin" if native else "../usr/bin")},
             {f"debs/{deb.filename}": FileInput("deb", deb) for deb in debs})
 
     def _wheels(self, part: str, title: str) -> list[Stage]:
@@ -191,8 +190,12 @@ def _tree_file(name: str, revision: str, size: int, tree: str, repository: str) 
     return LockedFile(name, revision[:12], f"{name}-{revision}.tar", size, tree.partition(":")[2], repository)
 
 
-def _links(packages: Sequence[str], triple: str) -> dict[str, str]:
-    """Programs by the names under which builds look for them, and by those under which compilers look for theirs."""
+def _links(packages: Sequence[str], triple: str, place: str) -> dict[str, str]:
+    """Programs by the names under which builds look for them, and by those under which compilers look for theirs.
+
+    Args:
+        place: where they lie, from the directory of the links.
+    """
     version = next((found[1] for name in packages if (found := _COMPILER.fullmatch(name))), "")
     programs = {name: f"{triple}-{name}" for name in _BINUTILS}
     programs |= {f"{triple}-{name}": f"{triple}-{name}" for name in _BINUTILS}
@@ -201,7 +204,7 @@ def _links(packages: Sequence[str], triple: str) -> dict[str, str]:
                      "g++": f"{triple}-g++-{version}", "c++": f"{triple}-g++-{version}"}
     if "ccache" in packages:
         programs["ccache"] = "ccache"
-    return {f"cross/bin/{name}": f"../usr/bin/{program}" for name, program in programs.items()}
+    return {f"cross/bin/{name}": f"{place}/{program}" for name, program in programs.items()}
 
 
 def _loader_places(machine: str) -> list[str]:

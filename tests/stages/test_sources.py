@@ -14,6 +14,7 @@ import pytest
 from cache.errors import InputError, LockError
 from stages import lockfile, recipe, target
 from stages.graph import FileInput, Stage, StageInput, plan_keys
+from stages.project import graph
 from tests.support.front import HERE
 from tests.support.sourced import (
     DEVICE,
@@ -314,12 +315,19 @@ def test_compilers_are_found_by_the_names_that_builds_and_compilers_use(tmp_path
     assert links["cross/bin/ccache"] == "../usr/bin/ccache"
 
 
-def test_headers_of_native_compilers_are_where_they_look(tmp_path: Path) -> None:
-    """Debian's gcc below a prefix looks for the C library's headers in /usr/include, for those of C++ beside itself."""
+def test_native_compilers_lie_where_they_always_do(tmp_path: Path) -> None:
+    """Those of the target's own packages are there already; /cross/bin leads to both."""
     native = (DEVICE + SOURCES).replace("sources:\n", "sources:\n  execution: linux/arm64\n")
-    params = stage_of(write(tmp_path, native), "pkg-compiler").params
-    assert "usr/include/*" in params["in_place"]
-    assert "usr/include/c++/*" in params["moved"]
+    asked = target.load(write(tmp_path, native), "small")
+    lock = lock_of(asked)
+    compiler = file("g++-12", suffix="deb", architecture="arm64")
+    more = file("patch", suffix="deb", architecture="arm64")
+    tools = replace(lock.sources[0].tools, debs=(compiler, more))
+    lock = replace(lock, debs=(*lock.debs, compiler), sources=(replace(lock.sources[0], tools=tools),))
+    stage = graph(asked, lock, tmp_path).stage("pkg-compiler")
+    assert list(stage.inputs) == ["debs/patch-1.deb"]
+    assert stage.params["in_place"] == ["*"]
+    assert stage.params["links"]["cross/bin/g++"] == "../../usr/bin/aarch64-linux-gnu-g++-12"
     foreign = stage_of(write(tmp_path), "pkg-compiler").params
     assert "usr/include/*" not in foreign["in_place"]  # the root of another machine has its own
 
