@@ -292,12 +292,14 @@ class _Parts:
                       for d in found.debs), [dict(vars(state)) for state in found.suites])
 
     def emulator(self) -> tuple[tuple[LockedFile, ...], tuple[Mapping[str, str], ...]]:
-        """What runs the image's programs on other machines, for the check `load`; none for a target that it skips."""
+        """What runs the image's programs on other machines: for the check `load`, which targets without torch skip, and
+        for compiles.
+        """
         from executors.emulator import rows
         from stages.fetching import archives
 
         wanted = [row for row in rows() if row.machine == ARCHITECTURES[self.target.architecture]]
-        if "torch" not in self.target.data or not wanted:
+        if not wanted or not ("torch" in self.target.data or self.target.recipes):
             return (), ()
         from lock.debs import DebRequest, LockedDeb, lock_debs
 
@@ -339,9 +341,23 @@ class _Parts:
         if names and "debian" not in described:
             raise LockError("compilers are Debian packages, and the base is an image", where=self.target.files[0],
                             found=str(described.get("image")), cure="take base.debian for a target with sources")
+        if names:
+            self._runs_where_it_compiles()
         parts = SourceParts(self.project, self.target, self.old, self.log, self.upgrade, self.exclude_newer,
                             described.get("debian", {}), python)
         return tuple(parts.package(name) for name in names), decisions
+
+    def _runs_where_it_compiles(self) -> None:
+        """A compile runs the image's programs. Raises LockError: its machine cannot."""
+        from executors.emulator import row_for
+        from stages.resolve_sources import MACHINES
+
+        execution = self.target.data["sources"]["execution"]
+        wanted, host = self.target.machine, MACHINES[execution]
+        if wanted != host and row_for(wanted, host) is None:
+            raise LockError(f"no emulator is known that runs {wanted} programs on {host}", where=self.target.files[0],
+                            expected=f"sources.execution {self.target.data['platform']}", found=execution,
+                            cure=f"set sources.execution to {self.target.data['platform']}")
 
     def _against_the_wheel(self, base: Mapping[str, Any], python: Mapping[str, str], debs: tuple[LockedFile, ...]
                            ) -> list[str]:

@@ -166,3 +166,30 @@ def test_name_that_is_in_no_part_cannot_move(place: Place) -> None:
     with pytest.raises(InputError, match="cmaek is not in the lock") as caught:
         place.lock(upgrade=["cmaek"])
     assert "'cmake'" in str(caught.value.cure)
+
+
+def test_machine_that_cannot_run_the_images_programs_compiles_nothing_for_it(place: Place) -> None:
+    recipe = place.root / "recipe/recipe.yaml"
+    recipe.write_text(RECIPE.replace("linux/arm64: {linux/arm64:", "linux/arm64: {linux/amd64: [g++-12], linux/arm64:"))
+    with pytest.raises(LockError, match="no emulator is known that runs x86_64 programs on aarch64") as caught:
+        place.lock(ASKED.replace("sources:\n", "sources:\n  execution: linux/arm64\n"))
+    assert str(caught.value.cure) == "set sources.execution to linux/amd64"
+
+
+def test_emulator_for_a_compile_is_locked_without_torch_too(place: Place, tmp_path: Path) -> None:
+    with AptRepository(tmp_path / "emulators") as archive:
+        archive.add("qemu-user", "1:10.0", "amd64", suite="trixie")
+        archive.publish("trixie", architecture="amd64")
+        with served(tmp_path / "emulators") as url:
+            (place.root / "targets/indexes.yaml").write_text(
+                "format: stagecraft.indexes.v1\nindexes:\n  default:\n    type: client\n"
+                "  debian:\n    type: apt\n    distribution: debian\n"
+                f"    url: {url}\n    keyring: {archive.keyring}\n")
+            text = PLAIN.replace("linux/amd64", "linux/arm64")
+            found = {}
+            for more in ("", ASKED):
+                (place.root / "targets/small.yaml").write_text(text + more)
+                project = Project(place.root)
+                parts = resolve._Parts(project, project.target("small"), None, print, False, "")
+                found[more] = [deb.name for deb in parts.emulator()[0]]
+    assert found == {"": [], ASKED: ["qemu-user"]}
