@@ -24,7 +24,8 @@ def provenance(target: str, manifest: str, pins: Mapping[str, Any], purls: Mappi
     Args:
         target: what was built.
         manifest: digest of the image's manifest: the subject.
-        pins: `base`, `debs`, `wheels`, `files` as in a lock.
+        pins: `base`, `debs`, `wheels`, `files`, `sources` as in a lock; of each of `sources` also `repositories`
+            (revision to address) and `files` (patches and scripts: path in the project to digest).
         purls: digest of a file to its package URL, as the layers' packages say.
         internal: `internalParameters`: digests of what the build itself made.
     """
@@ -36,7 +37,7 @@ def provenance(target: str, manifest: str, pins: Mapping[str, Any], purls: Mappi
             "buildDefinition": {
                 "buildType": BUILD_TYPE,
                 "externalParameters": {"target": target},
-                "internalParameters": dict(internal),
+                "internalParameters": {**internal, **_stubs(pins)},
                 "resolvedDependencies": materials(pins, purls),
             },
             "runDetails": {"builder": {"id": BUILDER}},
@@ -57,7 +58,7 @@ def materials(pins: Mapping[str, Any], purls: Mapping[str, str]) -> list[dict[st
             found[uri, entry["sha256"]] = {"uri": uri, "name": file, "digest": {"sha256": entry["sha256"]}}
     for package in sources:
         for descriptor in _sources(package):
-            found[descriptor["uri"], next(iter(descriptor["digest"].values()))] = descriptor
+            found[descriptor.get("uri", descriptor["name"]), next(iter(descriptor["digest"].values()))] = descriptor
     base = pins.get("base", {})
     if base.get("digest"):
         name = str(base.get("repository", "base"))
@@ -67,11 +68,19 @@ def materials(pins: Mapping[str, Any], purls: Mapping[str, str]) -> list[dict[st
     return [found[key] for key in sorted(found)]
 
 
-def _sources(package: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """What a package was compiled from: its sdist or its Git tree, and the trees that it pins.
+def _stubs(pins: Mapping[str, Any]) -> dict[str, Any]:
+    """Sources that an empty tree stood for, by package."""
+    found = {package["name"]: package["stubs"] for package in pins.get("sources", ()) if package["stubs"]}
+    return {"stubs": found} if found else {}
 
-    `sha256` of a Git tree is that of its files as a layer (docs/formats/lock.md).
+
+def _sources(package: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """What a package was compiled from: its sdist or its Git tree, the trees that it pins, patches and scripts.
+
+    `sha256` of a Git tree is that of its files as a layer (docs/formats/lock.md). A file of the project has no address.
     """
+    for path, digest in package["files"].items():
+        yield {"name": path, "digest": {"sha256": _hex(digest)}}
     source, repositories = package["source"], package["repositories"]
     if source["kind"] == "sdist":
         yield {"uri": f"pkg:pypi/{quote(package['name'], safe='')}@{quote(package['version'], safe='')}"

@@ -14,7 +14,7 @@ from checks import facts
 from stages.base import image_layers
 from stages.builders import BUILDERS
 from stages.gates import checks_of
-from stages.graph import DataInput, FileInput, Input, Stage, StageInput
+from stages.graph import DataInput, FileInput, Input, SourceInput, Stage, StageInput
 from stages.layers import platform
 from stages.lockfile import Lock
 from stages.target import PLACEHOLDER, Target
@@ -50,7 +50,7 @@ def stages(target: Target, lock: Lock, layers: Sequence[Stage], others: Sequence
                   gates, ("labels.io.stagecraft.",))
     packages = {f"packages/{stage.name}": StageInput(stage.name, "packages")
                 for stage in below if "packages" in stage.builder.outputs}
-    content = canonical.dumps(materials(lock))
+    content = canonical.dumps(materials(lock, others))
     below_it = {f"base/{name}": StageInput("base-facts", name) for name in ("status", "os-release")} \
         if lock.base["kind"] == "image" else {}
     checks = tuple(check.id for check in checks_of([image]))
@@ -78,14 +78,21 @@ def pins(lock: Lock) -> dict[str, Any]:
     return facts.pins(lock.to_json())
 
 
-def materials(lock: Lock) -> dict[str, Any]:
-    """The pins as the provenance names them: a base image by its repository too."""
+def materials(lock: Lock, compiled: Sequence[Stage] = ()) -> dict[str, Any]:
+    """The pins as the provenance names them: a base image by its repository too, sources with what changed them.
+
+    Args:
+        compiled: the stages of packages from source, whose patches and scripts are files of the repository.
+    """
     found = pins(lock)
     if lock.base["kind"] == "image":
         found["base"] = {**found["base"], "repository": lock.base["repository"]}
     for package, locked in zip(found.get("sources", ()), lock.sources, strict=True):
         trees = locked.all_trees()
         package["repositories"] = {tree.revision: tree.repository for tree in trees}
+        own = [stage for stage in compiled if stage.name in (f"{locked.name}-source", f"{locked.name}-extensions")]
+        package["files"] = {item.path: item.digest for stage in own for item in stage.inputs.values()
+                            if isinstance(item, SourceInput)}
     return found
 
 

@@ -126,6 +126,30 @@ def test_materials_have_purls_and_come_once() -> None:
         "pkg:oci/cuda@sha256%3A" + "e" * 64 + "?repository_url=nvcr.io/nvidia/cuda", "pkg:pypi/torch@2.13.0%2Bcu130"]
 
 
+SOURCES = [{"name": "pkg", "version": "1.0",
+            "source": {"kind": "sdist", "file": "pkg-1.0.tar.gz", "size": 1, "sha256": "1" * 64},
+            "trees": [{"name": "deep", "revision": "2" * 40, "tree": "sha256:" + "3" * 64}], "stubs": ["hopper"],
+            "tools": {"debs": [], "toolkit": [], "requires": []},
+            "repositories": {"2" * 40: "https://example.org/deep"},
+            "files": {"recipe/build.sh": "sha256:" + "4" * 64, "recipe/one.patch": "sha256:" + "5" * 64}}]
+
+
+def test_what_is_compiled_says_of_what_and_what_was_left_out(store: Store) -> None:
+    from google.protobuf import json_format
+
+    pins = canonical.dumps({**PINS, "sources": SOURCES})
+    _, found, _ = attested(store, more={"lock": store.put(pins).digest})
+    definition = found["predicate"]["buildDefinition"]
+    assert definition["internalParameters"]["stubs"] == {"pkg": ["hopper"]}
+    there = {entry["name"]: entry for entry in definition["resolvedDependencies"]}
+    assert there["deep"]["uri"] == f"git+https://example.org/deep@{'2' * 40}"
+    assert there["deep"]["digest"] == {"sha256": "3" * 64, "gitCommit": "2" * 40}
+    assert there["recipe/one.patch"]["digest"] == {"sha256": "5" * 64}
+    predicate = json_format.ParseDict(found["predicate"], provenance_pb2.Provenance())
+    for descriptor in predicate.build_definition.resolved_dependencies:
+        ResourceDescriptor.copy_from_pb(descriptor).validate()
+
+
 def test_packages_of_a_base_image_are_in_the_bill(store: Store) -> None:
     more = {"base/status": store.put(LIBC_STATUS).digest, "base/os-release": store.put(b"ID=ubuntu\n").digest}
     found, _, _ = attested(store, {}, more)

@@ -13,7 +13,7 @@ import pytest
 
 from cache.errors import InputError, LockError
 from stages import lockfile, recipe, target
-from stages.graph import FileInput, Stage, StageInput, plan_keys
+from stages.graph import DataInput, FileInput, Stage, StageInput, plan_keys
 from stages.project import graph
 from tests.support.front import HERE
 from tests.support.sourced import (
@@ -353,6 +353,15 @@ def test_trees_are_fetched_by_digest_whoever_serves_them(tmp_path: Path) -> None
     moved = plan_keys(graph_of(tmp_path, package(trees=(elsewhere, tree("kept", "KEPT_SRC_DIR")))))
     assert moved["pkg-source"] == keys["pkg-source"]
     assert moved["image"] == keys["image"]
+
+
+def test_provenance_names_patches_and_scripts(tmp_path: Path) -> None:
+    """They change what is compiled as much as a source does."""
+    told = stage_of(write(tmp_path), "attest").inputs["lock"]
+    assert isinstance(told, DataInput)
+    package_, = json.loads(told.content)["sources"]
+    assert set(package_["files"]) == {"recipe/build.sh", "recipe/one.patch"}
+    assert package_["stubs"] == ["hopper"]
 
 
 def test_change_moves_the_stages_that_read_it_and_no_others(tmp_path: Path) -> None:
