@@ -10,7 +10,7 @@ version, a file of the build) takes every branch. So a new release of vLLM needs
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from cache.errors import InputError
@@ -62,19 +62,21 @@ class Call:
     line: int
 
 
-def pins(read: Callable[[str], str | None], variables: Mapping[str, str], start: str = "CMakeLists.txt") -> list[Pin]:
+def pins(read: Callable[[str], str | None], variables: Mapping[str, str], start: str = "CMakeLists.txt",
+         told: Collection[str] = ()) -> list[Pin]:
     """Every source that the project would fetch from Git, in order, each once.
 
     Args:
         read: gives the text of a file of the project by its path, None if it is not there.
         variables: what is known; the environment counts as empty.
+        told: names whose repository and tag somebody else says: what depends on what is not known is empty then.
 
     Raises:
         InputError: a file cannot be read as CMake; a pin whose repository or tag depends on what is not known.
     """
     found: dict[tuple[str, str, str], Pin] = {}
     try:
-        for pin in _Project(read, dict(variables)).file(start):
+        for pin in _Project(read, dict(variables), told).file(start):
             found.setdefault((pin.name, pin.repository, pin.tag), pin)
     except RecursionError as error:
         raise InputError("a file that pins sources is nested deeper than anybody writes it", where=start,
@@ -138,8 +140,8 @@ def _unreadable(where: str, line: int, found: str) -> InputError:
 
 
 class _Project:
-    def __init__(self, read: Callable[[str], str | None], variables: dict[str, str]) -> None:
-        self._read, self._variables = read, variables
+    def __init__(self, read: Callable[[str], str | None], variables: dict[str, str], told: Collection[str]) -> None:
+        self._read, self._variables, self._told = read, variables, told
         self._unknown: set[str] = set()
         self._open: list[str] = []
 
@@ -202,10 +204,12 @@ class _Project:
                 settings[key].append(value)
         name, where = values[0], f"{path}:{call.line}"
         repository, tag = ("".join(settings.get(key, [])) for key in ("GIT_REPOSITORY", "GIT_TAG"))
-        if not repository or not tag or "\0" in repository + tag:
+        if name in self._told:
+            repository, tag = ("" if "\0" in text else text for text in (repository, tag))
+        elif not repository or not tag or "\0" in repository + tag:
             raise InputError(f"what CMake would fetch as {name} cannot be told", where=where,
                              found=f"{repository or 'no repository'} at {tag or 'no tag'}".replace("\0", "?"),
-                             cure="name the source with its revision in the target")
+                             cure=f"name repository and tag of {name} under pins of the package in the target")
         submodules = settings.get("GIT_SUBMODULES")
         overrides = re.findall(r"ENV\{(\w+_SRC_DIR)\}", text)
         wanted = re.sub(r"[^A-Z0-9]", "", name.upper())

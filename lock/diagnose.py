@@ -75,8 +75,8 @@ def judge(name: str, specifier: SpecifierSet, index: str, files: Sequence[IndexF
     if not wheels:
         if files:
             return (f"index {index} has {name} only as source", _some(item.file for item in files),
-                    f"name an index that has wheels of it, or compile it: a recipe under sources.packages.{name} of the "
-                    "target (docs/vllm-from-source.md)")
+                    f"name an index that has wheels of it, or compile it: a recipe under sources.packages.{name} of "
+                    "the target (docs/vllm-from-source.md)")
         return (f"index {index} has no {name}", "no file", f"name another index for {name} in the target")
     wanted = {file: version for file, version in wheels.items() if specifier.contains(version, prereleases=True)}
     fitting = {file: version for file, version in wheels.items() if rank(file, ranks) is not None}

@@ -17,6 +17,8 @@ from cache.errors import InputError
 
 _COMMENT = re.compile(r"(^|\s+)#.*$")
 _INCLUDE = re.compile(r"(?:-r\s*|--requirement(?:\s+|\s*=\s*))(\S.*)")
+#: Patches come after `lock`: what a wheel asks for is read before.
+_CURE = "take the package from a Git repository of your own, where this file is another"
 #: Where packages come from, and in which form.
 _INDEXES = re.compile(r"(-i|--index-url|--pypi-url|--extra-index-url|--no-index|-f|--find-links|--trusted-host|"
                       r"--prefer-binary|--no-binary|--only-binary)(?=$|[\s=])")
@@ -54,7 +56,7 @@ def declared(pyproject: str, where: str) -> list[str] | None:
         project = parse_toml(pyproject).get("project")
     except ValueError as error:
         raise InputError("a pyproject.toml that cannot be read", where=where, found=str(error),
-                         cure="change the file by a patch of the recipe") from error
+                         cure=_CURE) from error
     if not isinstance(project, dict) or "dependencies" in project.get("dynamic", ()):
         return None
     return [_requirement(str(line), f"{where}: project.dependencies") for line in project.get("dependencies", ())]
@@ -95,10 +97,10 @@ def _requirement(line: str, where: str) -> str:
     for pattern, what in _REFUSED:
         if pattern.match(line):
             raise InputError(f"{what} in a requirement file", where=where, expected="plain requirements: name==1.2",
-                             found=line, cure="change the file by a patch of the recipe")
+                             found=line, cure=_CURE)
     try:
         return str(Requirement(line))
     except InvalidRequirement as error:
         raise InputError("a requirement that cannot be read", where=where, expected="a requirement like name==1.2",
                          found=f"{line}: {str(error).splitlines()[0]}",
-                         cure="change the file by a patch of the recipe") from error
+                         cure=_CURE) from error

@@ -122,7 +122,7 @@ def lock_source(store: Store, request: SourceRequest, indexes: Indexes,
     source, digest, strip = _source(store, request, indexes, mirrors, before, log)
     texts = _texts(store, digest, f"{request.name} {request.version}", strip)
     found = list(dict.fromkeys(replace(_moved(pin, request.pins), where="")
-                               for pin in pins(texts.get, request.variables)))
+                               for pin in pins(texts.get, request.variables, told=request.pins)))
     _one_each(request, found)
     there = {pin.name for pin in found}
     unpinned = sorted((request.stubs | request.pins.keys()) - there)
@@ -154,6 +154,10 @@ def _one_each(request: SourceRequest, found: Sequence[Pin]) -> None:
     if odd is not None:
         raise LockError("a pinned source has a name that no directory can have", where=where, found=repr(odd),
                         expected="letters, digits, - . _", cure="correct the CMake file, in a repository of your own")
+    nowhere = next((pin.name for pin in found if not pin.repository), None)
+    if nowhere is not None:
+        raise LockError(f"where {nowhere} comes from cannot be told", where=where, expected="a repository, too",
+                        cure=f"name it under sources.packages.{request.name}.pins of the target")
     for name in dict.fromkeys(pin.name for pin in found):
         several = [f"{pin.repository} {pin.tag}" for pin in found if pin.name == name]
         if len(several) > 1 and name not in request.stubs | request.stubs_if_pinned:

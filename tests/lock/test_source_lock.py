@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from cache.errors import FetchError, IntegrityError, LockError
+from cache.errors import FetchError, InputError, IntegrityError, LockError
 from cache.store import Store
 from lock.indexes import Indexes, load_indexes
 from lock.source_lock import LockedSource, LockedTree, SourceRequest, lock_source
@@ -195,6 +195,19 @@ def test_two_sources_of_one_name_are_not_locked_unless_the_target_says_which(pla
     assert [(tree.name, tree.revision) for tree in place.lock(told).trees] == [("cutlass", place.revision)]
     stub = place.lock(replace(SDIST, stubs=frozenset({"cutlass"})))
     assert (stub.trees, list(stub.stubs)) == ((), ["cutlass"])
+
+
+def test_source_whose_revision_only_the_target_can_tell(place: Place) -> None:
+    place.sdist(cmake=CMAKE.replace("${TAG}", "${CMAKE_X}"))
+    with pytest.raises(InputError, match="cannot be told") as caught:
+        place.lock()
+    assert "under pins of the package" in str(caught.value.cure)
+    assert place.lock(replace(SDIST, pins={"cutlass": ("", "v1")})).trees[0].revision == place.revision
+    place.sdist(cmake=CMAKE.replace("https://github.invalid/nvidia/cutlass.git", "${CMAKE_X}"))
+    with pytest.raises(LockError, match="where cutlass comes from cannot be told"):
+        place.lock(replace(SDIST, pins={"cutlass": ("", "v1")}))
+    told = {"cutlass": ("https://github.invalid/nvidia/cutlass.git", "v1")}
+    assert place.lock(replace(SDIST, pins=told)).trees[0].revision == place.revision
 
 
 @pytest.mark.parametrize("name", ["..", "a/b", "${CMAKE_X}"])
