@@ -273,7 +273,8 @@ def _without_index(entry: Data) -> dict[str, Any]:
 
 def _source_pins(package: Data) -> dict[str, Any]:
     """What was compiled, and with what; whose server gave it is no part of that."""
-    source = {key: value for key, value in package["source"].items() if key not in ("index", "repository")}
+    kept = ("kind", "revision", "tree") if package["source"]["kind"] == "git" else ("kind", "file", "size", "sha256")
+    source = {key: package["source"][key] for key in kept}
     return {"name": package["name"], "version": package["version"], "source": source,
             "trees": [{key: tree[key] for key in ("name", "revision", "tree")} for tree in package["trees"]],
             "stubs": sorted(package["stubs"]),

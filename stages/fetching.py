@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cache.errors import LockError
 from cache.store import Store
 from stages.engine import Fetch, FetchProgress
 from stages.graph import FileInput
@@ -56,7 +57,12 @@ def _trees(store: Store, wanted: Sequence[FileInput], trees: Callable[[], Trees]
         # Those of a submodule come with it.
         wanted_too = [path for path in tree.submodules
                       if not any(path.startswith(f"{above}/") for above in tree.submodules)]
-        fetch_tree(store, tree.repository, tree.revision, mirrors=mirrors, submodules=wanted_too, expect=tree.tree)
+        found = fetch_tree(store, tree.repository, tree.revision, mirrors=mirrors, submodules=wanted_too,
+                           expect=tree.tree)
+        if found.size != tree.size:
+            raise LockError(f"the source {locked.name} has another size than the lock says",
+                            expected=f"{tree.size} bytes", found=f"{found.size} bytes",
+                            cure="restore the lock from version control, or lock again")
         progress.advance(locked.name, locked.size)
         progress.end(locked.name)
 

@@ -437,6 +437,10 @@ def _compare_sources(old: Sequence[SourcePackage], new: Sequence[SourcePackage])
             source = package.source
             found[package.name] = (package.version, str(source.get("sha256") or source.get("revision")))
             found |= {f"{package.name}: {tree.name}": (tree.pinned, tree.revision) for tree in package.trees}
+            for what, names in (("stubs", sorted(package.stubs)), ("requirements", package.requirements)):
+                if names:
+                    text = ", ".join(names)
+                    found[f"{package.name}: {what}"] = (_short(text), canonical.sha256(text.encode()))
             found |= {f"{package.name}: {file.name}": (file.version, file.sha256)
                       for listed in (package.tools.debs, package.tools.toolkit, package.tools.requires)
                       for file in listed}

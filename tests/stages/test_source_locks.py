@@ -11,8 +11,14 @@ from typing import Any
 import pytest
 
 from cache.errors import LockError
+from cache.store import Store
+from lock.git_tree import fetch_tree
 from stages import lockfile, target
-from stages.lockfile import Lock
+from stages.engine import Engine, FetchProgress
+from stages.fetching import fetcher
+from stages.graph import FileInput
+from stages.lockfile import Lock, LockedFile
+from tests.support.git_server import Repository
 from tests.support.sourced import DEVICE, SOURCES, file, lock_of, package, tree, write
 
 #: vLLM from wherever it is said.
@@ -70,3 +76,17 @@ def test_tree_of_another_kind(tmp_path: Path) -> None:
     with pytest.raises(LockError, match="a wrong value, 'svn'") as caught:
         lockfile.parse(json.dumps(data), "small.lock.json")
     assert str(caught.value.where) == "small.lock.json: sources: pkg.trees[0].kind"
+
+
+def test_size_of_a_tree_is_held_to_the_lock(tmp_path: Path) -> None:
+    """Another size would have it fetched again and again."""
+    repository = Repository(tmp_path / "git" / "deep")
+    revision = repository.commit({"a.h": b"1"})
+    store = Store.open(tmp_path / "store")
+    made = fetch_tree(store, str(repository.directory), revision)
+    wrong = replace(tree("deep"), repository=str(repository.directory), revision=revision, tree=made.digest,
+                    size=made.size + 1, submodules={})
+    wanted = FileInput("git", LockedFile("deep", revision, "deep.tar", wrong.size, made.digest[7:], ""))
+    fetch = fetcher(tmp_path, trees=lambda: {made.digest: (wrong, {})})
+    with pytest.raises(LockError, match="another size than the lock says"):
+        fetch(store, [wanted], FetchProgress(Engine(store, tmp_path, fetch), "s", 1))

@@ -12,6 +12,7 @@ import jsonschema
 import pytest
 
 from cache.errors import InputError, LockError
+from checks import facts
 from stages import lockfile, recipe, target
 from stages.graph import DataInput, FileInput, Stage, StageInput, plan_keys
 from stages.project import graph
@@ -254,6 +255,9 @@ def test_comparison_names_what_moved(tmp_path: Path) -> None:
     assert [(c.section, c.name, c.old, c.new) for c in lockfile.compare(lock_of(asked), new)] == [
         ("sources", "pkg: deep", "v1 " + "a" * 12, "v1 " + "9" * 12)]
     assert {c.name for c in lockfile.compare(None, new)} >= {"pkg", "pkg: deep", "pkg: cmake"}
+    asks = lock_of(asked, package(requirements=("click>=9",), stubs={"hopper": "", "old": ""}))
+    assert [(c.name, c.old, c.new) for c in lockfile.compare(lock_of(asked), asks)] == [
+        ("pkg: requirements", "click>=8", "click>=9"), ("pkg: stubs", "hopper", "hopper, old")]
     decided = replace(new, decisions={"vllm": {"from": "source", "why": ["abi: it does not load"]}})
     assert [(c.section, c.name, c.old, c.new) for c in lockfile.compare(new, decided)] == [
         ("decision", "vllm", "", "source: abi: it does not load")]
@@ -353,6 +357,17 @@ def test_trees_are_fetched_by_digest_whoever_serves_them(tmp_path: Path) -> None
     moved = plan_keys(graph_of(tmp_path, package(trees=(elsewhere, tree("kept", "KEPT_SRC_DIR")))))
     assert moved["pkg-source"] == keys["pkg-source"]
     assert moved["image"] == keys["image"]
+
+
+def test_pins_of_an_image_are_content_and_not_where_it_came_from(tmp_path: Path) -> None:
+    asked = target.load(write(tmp_path), "small")
+    source = {"kind": "git", "repository": "https://example.org/x", "pinned": "v1", "revision": "e" * 40,
+              "tree": "sha256:" + "f" * 64, "size": 9, "submodules": {"a": ["https://example.org/a", "c" * 40]}}
+    moved = {**source, "repository": "https://example.com/x", "submodules": {"a": ["https://example.com/a", "c" * 40]},
+             "pinned": "1.0"}
+    one, other = (facts.pins(lock_of(asked, package(source=made)).to_json()) for made in (source, moved))
+    assert one == other
+    assert one != facts.pins(lock_of(asked, package(source={**source, "revision": "d" * 40})).to_json())
 
 
 def test_provenance_names_patches_and_scripts(tmp_path: Path) -> None:
