@@ -58,8 +58,8 @@ SDISTS = {
 }
 #: The recipe's requirements as wheels of the target's machine: project, version, file, sha256.
 REQUIRES = (
-    ("cmake", "4.4.4", "cmake-4.4.4-py3-none-manylinux2014_aarch64.manylinux_2_17_aarch64.whl",
-     "b3029f586853e01ddf2824c1ff124a1c5284f8ae897994758e9c4eeb45903b58"),
+    ("cmake", "3.31.10", "cmake-3.31.10-py3-none-manylinux_2_17_aarch64.manylinux2014_aarch64.whl",
+     "a4a5615f31f692c9b9aa8b365704e4b76172348af6fa40e16fea3f118bb01194"),
     ("filelock", "4.2.11", "filelock-4.2.11-py3-none-any.whl",
      "020e229e4bb9d410fc799c07ddf45fa217cba970278f40b30751d94f309b69e2"),
     ("fsspec", "2026.9.0", "fsspec-2026.9.0-py3-none-any.whl",
