@@ -120,7 +120,9 @@ def _set(it: _Situation) -> Iterator[Foreseen]:
     listed, wanted = list(packages.values()), given["requirements"]
     errors = {(row["package"], row["needs"]): row["error"] for row in given["pairs"]}
     environment = wheel_set.environment(given["machine"], given["python"])
-    for finding in wheel_set.requirements(listed, wanted, environment, errors):
+    # What is compiled is there for those that require it; what it requires itself the built wheel says.
+    compiled = [{"name": one["name"], "version": one["version"]} for one in it.lock.get("sources", ())]
+    for finding in wheel_set.requirements([*listed, *compiled], wanted, environment, errors):
         yield Foreseen("wheel-set", finding, _move_for(it, finding.subject))
     for finding in (*pairs(packages, given["pairs"]), *prereleases(listed, wanted)):
         yield Foreseen("wheel-set", finding)

@@ -362,6 +362,7 @@ class _Parts:
     def _against_the_wheel(self, base: Mapping[str, Any], python: Mapping[str, str], debs: tuple[LockedFile, ...]
                            ) -> list[str]:
         """What preflight has against vLLM's wheel, under the target's policy and waivers; nothing if it passes."""
+        from stages.locked_source import SourcePackage
         from stages.preflight import preflight
 
         others = tuple(name for name in self.target.recipes if name != "vllm")
@@ -369,7 +370,9 @@ class _Parts:
             wheels, files = self.wheels(python, (), skipped=others)
         except LockError as error:
             return [f"no set of wheels: {error.message}"]
-        candidate = Lock(self.target.name, {}, base, python, debs, wheels, files)
+        packages = self.target.data["sources"]["packages"]
+        there = tuple(SourcePackage(name, packages[name]["version"], {"kind": "unresolved"}) for name in others)
+        candidate = Lock(self.target.name, {}, base, python, debs, wheels, files, sources=there)
         self.log("  judging the wheel of vllm by its index")
         found = preflight(self.project, self.target, candidate, self.log)
         return [f"{one.check}: {one.weighed.finding.subject}: {one.weighed.finding.message}" for one in found.blocking]

@@ -193,3 +193,20 @@ def test_emulator_for_a_compile_is_locked_without_torch_too(place: Place, tmp_pa
                 parts = resolve._Parts(project, project.target("small"), None, print, False, "")
                 found[more] = [deb.name for deb in parts.emulator()[0]]
     assert found == {"": [], ASKED: ["qemu-user"]}
+
+
+def test_wheel_may_require_what_is_compiled(place: Place) -> None:
+    """Neither is an index asked for it, nor does preflight miss it."""
+    make_wheel(place.wheels, "three", "1.0", files={"three.py": b""}, requires=["pkg>=1", "two"])
+    found = place.lock(ASKED + "wheels: {requirements: [three]}\n")
+    assert names(found) == ["one", "three", "two"]
+    assert place.fits()
+
+
+def test_other_package_from_source_is_there_for_the_decision(place: Place) -> None:
+    make_wheel(place.wheels, "vllm", "1.0", files={"vllm/__init__.py": b""}, requires=["pkg==1.0"])
+    found = place.lock(VLLM.replace("source}", "auto}").replace("recipe.yaml}", 'recipe.yaml}, pkg: {version: "1.0", '
+                                                                "recipe: recipe/recipe.yaml}"))
+    assert found["decisions"]["vllm"]["from"] == "wheel", found["decisions"]
+    assert names(found, "sources") == ["pkg"]
+    assert place.fits()
