@@ -203,7 +203,7 @@ def _source(store: Store, request: SourceRequest, indexes: Indexes, mirrors: Map
     if file is None:
         raise LockError(f"index {request.index} has no sdist of {request.name} {request.version}",
                         expected=f"{request.name}-{request.version}.tar.gz",
-                        found=", ".join(one.file for one in offered if one.file.endswith(".gz"))[-300:] or "no sdist",
+                        found=", ".join([one.file for one in offered if one.file.endswith(".gz")][-12:]) or "no sdist",
                         cure="take a version that has one, or its Git repository")
     if not file.sha256:
         raise LockError(f"index {request.index} gives no hash of {file.file}", cure="take an index that gives hashes")

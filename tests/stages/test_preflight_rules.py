@@ -55,10 +55,10 @@ def vllm(version: str = "0.32.0", requires: Iterable[str] = (), **more: Any) -> 
 
 
 def judged(*wheels: CandidateWheel, given: dict[str, Any] | None = None,
-           strange: tuple[LockedFile, ...] = ()) -> list[Foreseen]:
+           strange: tuple[LockedFile, ...] = (), **more: Any) -> list[Foreseen]:
     listed = sorted(wheels, key=lambda item: item.locked.name)
     lock = {"python": {"version": "3.11", "glibc": "2.36", "site": SITE, "executable": "/usr/bin/python3.11"},
-            "base": {"kind": "debian"}, "files": [], "wheels": [item.locked.to_json() for item in listed]}
+            "base": {"kind": "debian"}, "files": [], "wheels": [item.locked.to_json() for item in listed], **more}
     installed = [*listed, *(wheel(name, "13.1") for name in ("nvidia-cublas", "nvidia-cublas-cu12"))]
     return judge(Candidate(MACHINE, {item.locked.name: item for item in installed}, strange), given or target(), lock)
 
@@ -232,6 +232,14 @@ def test_requirements_and_the_pin_that_satisfies_them() -> None:
     assert set(errors(found)) == {"one: two==2", "one: three<4,>=3", "one: four"}
     assert moves(found, "wheel-set") == {"two 1 -> 2", "three 4 -> <4,>=3"}
     assert errors(judged(wheel("one", "1", ["two==2"]), wheel("two", "2"))) == {}
+
+
+def test_what_is_compiled_is_there_for_those_that_require_it() -> None:
+    sources = [{"name": "two", "version": "2"}]
+    assert errors(judged(wheel("one", "1", ["two==2"]), sources=sources)) == {}
+    assert set(errors(judged(wheel("one", "1", ["two<2"]), sources=sources))) == {"one: two<2"}
+    assert set(errors(judged(given={**target(), "wheels": {**target()["wheels"], "requirements": ["two<2"]}},
+                             sources=sources))) == {"target: two<2"}
 
 
 def test_torchvision_follows_torch_not_the_reverse() -> None:
