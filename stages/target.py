@@ -328,6 +328,9 @@ def _recipes(data: dict[str, Any], document: Document, root: Path) -> dict[str, 
     found = {}
     for name, package in sorted(packages.items()):
         at = ("sources", "packages", name)
+        if "git" in package and "index" in described["packages"].get(name, {}):
+            raise InputError(f"{name} has an index and a Git repository", where=document.place((*at, "index")),
+                             cure="leave one of them out")
         for key, default in (("version", None), ("recipe", RECIPES.get(name)), ("index", "default")):
             if key not in package and default is None:
                 raise InputError(f"the package {name} from source needs a {key}", where=document.place(at),

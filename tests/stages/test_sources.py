@@ -113,6 +113,8 @@ def test_vllm_from_source_has_its_own_recipe_and_the_targets_version(tmp_path: P
     (SOURCES.replace('"1.0"', '"1.0-x!y"'), "this is no version of pkg"),
     (SOURCES + "      stubs: {deep: it is not needed}\n      pins: {deep: {tag: v2, reason: the newest one}}\n",
      "deep is a stub and has a pin"),
+    (SOURCES + "      index: default\n      git: {repository: 'https://example.org/x', tag: v1}\n",
+     "pkg has an index and a Git repository"),
     (SOURCES + "      git: {repository: 'https://me:secret@example.org/x', tag: v1}\n",
      "wrong value for sources.packages.pkg.git.repository"),
     (SOURCES.replace("https://github.com/", "a b"), "wrong key in sources.mirrors"),
