@@ -384,6 +384,13 @@ def _compiled(name: str, package: Mapping[str, Any], data: Mapping[str, Any], do
         raise InputError(f"{name} is compiled with what the layer {layer} holds, and would lie in it",
                          where=document.place(at), expected="a package of the layer deps or vllm",
                          cure="take it as a wheel" if name in READ else f"name {name} in another layer")
+    wheels = data["wheels"]
+    listed = [("overrides", str(number), row["requirement"]) for number, row in enumerate(wheels["overrides"])]
+    listed += [("indexes", key, key) for key in wheels.get("indexes", {})]
+    for part, key, text in listed:
+        if re.sub(r"[-_.]+", "-", re.split(r"[^\w.-]", text)[0]).lower() == name:
+            raise InputError(f"{name} is compiled, and wheels.{part} says which wheel of it to take",
+                             where=document.place(("wheels", part, key)), cure=f"leave {name} out there")
     if name in OWN_LAYERS and name not in data:
         raise InputError(f"{name} is compiled, and the target has no section {name}", where=document.place(at),
                          cure=f"add a section {name} with its version, and from: source")
