@@ -100,6 +100,8 @@ def build(context: BuildContext) -> Mapping[str, Blob]:
         for name in names:
             _beside(files, name, spool.unpack(store, context.inputs[f"tree/{name}"], name, 0))
         patched = _patch(context, spool, files)
+        for name in params["stubs"]:
+            _beside(files, name, {})  # a patch may have made files there
         fetched = {name: {path for path in files if path.startswith(f"sources/{name}/")} for name in names}
         source = {path: files[path] for path in files.keys() - set().union(*fetched.values())}
         csrc = {path for path in source if any(fnmatchcase(path, glob) for glob in params["csrc"])}
@@ -127,7 +129,8 @@ def _beside(files: dict[str, _File], name: str, tree: Mapping[str, _File]) -> No
     place = f"sources/{name}/"
     taken = next((path for path in files if path.startswith(place)), None)
     if taken is not None:
-        raise InputError("the source has files where the tree belongs", where=name, found=taken)
+        raise InputError("the source has files where the tree belongs, or the empty one that stands for it", where=name,
+                         found=taken)
     files.update({place + path: file for path, file in tree.items()})
 
 

@@ -109,7 +109,8 @@ def ptxas(target: Data, lock: Data) -> dict[str, Any]:
     number = 0 if capability == "none" else int(capability.replace(".", ""))
     tools, base = [], lock["base"]
     for row in _table("checks/data/ptxas.yaml")["packages"]:
-        version = next((str(wheel["version"]) for wheel in lock["wheels"] if wheel["name"] == row["package"]), "")
+        version = next((str(one["version"]) for one in (*lock["wheels"], *lock.get("sources", ()))
+                        if one["name"] == row["package"]), "")
         found = next((one for one in row["releases"] if release(one["since"]) <= release(version)
                       < release(one["before"])), None)
         if version:

@@ -70,6 +70,14 @@ def test_python_change_leaves_what_a_compile_reads(store: Store) -> None:
     assert third["python"] == one["python"]
 
 
+def test_stub_stays_an_empty_tree(store: Store) -> None:
+    """A patch for the tree would put files into the source, at a path that nobody reads."""
+    patch = b"--- /dev/null\n+++ b/sources/flashmla/a.h\n@@ -0,0 +1 @@\n+1\n"
+    with pytest.raises(InputError, match="or the empty one that stands for it") as caught:
+        built(store, inputs={"patch/00-more.patch": patch}, stubs=["flashmla"])
+    assert caught.value.found == "sources/flashmla/a.h"
+
+
 def test_order_and_times_of_the_archive_do_not_count(store: Store) -> None:
     assert built(store)["csrc"] == built(store, [SDIST[0], *reversed(SDIST[1:])])["csrc"]
 

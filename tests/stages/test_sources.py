@@ -375,6 +375,12 @@ def test_pins_of_an_image_are_content_and_not_where_it_came_from(tmp_path: Path)
     assert one != facts.pins(lock_of(asked, package(source={**source, "revision": "d" * 40})).to_json())
 
 
+def test_check_reads_the_version_of_what_is_compiled_too(tmp_path: Path) -> None:
+    asked = target.load(write(tmp_path), "small")
+    lock = lock_of(asked, package(name="triton", version="3.6.0")).to_json()
+    assert [tool["version"] for tool in facts.ptxas(asked.data, lock)["tools"]] == ["3.6.0"]
+
+
 def test_provenance_names_patches_and_scripts(tmp_path: Path) -> None:
     """They change what is compiled as much as a source does."""
     told = stage_of(write(tmp_path), "attest").inputs["lock"]
