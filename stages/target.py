@@ -49,7 +49,8 @@ _FILE = Text(r"(?!/)(?!(.*/)?\.\.?(/|$))[\w./+-]+", "a path below the project")
 _SOURCES = Fields(
     {
         "execution": _PLATFORM,
-        "mirrors": MapOf(ListOf(Text(r"\S+", "the beginning of an address")), r"\S+"),
+        "mirrors": MapOf(ListOf(Text(r"((https?|git|ssh|file)://|/|[\w.-]+@[\w.-]+:)\S*",
+                                     "the beginning of an address, or of an absolute path")), r"\S+"),
         "packages": MapOf(Fields({
             "version": _VERSION, "recipe": _FILE, "index": _NAME,
             "git": Fields({"repository": _REPOSITORY, "tag": _TAG, "submodules": ListOf(Text())},

@@ -118,6 +118,7 @@ def test_vllm_from_source_has_its_own_recipe_and_the_targets_version(tmp_path: P
     (SOURCES + "      git: {repository: 'https://me:secret@example.org/x', tag: v1}\n",
      "wrong value for sources.packages.pkg.git.repository"),
     (SOURCES.replace("https://github.com/", "a b"), "wrong key in sources.mirrors"),
+    (SOURCES.replace("file:///srv/git/", "../git/"), "wrong value for sources.mirrors"),  # from where, nobody knows
     (SOURCES + "wheels: {overrides: [{requirement: 'Pkg>=1', reason: the newest of them}]}\n",
      "pkg is compiled, and wheels.overrides says which wheel of it to take"),
     (SOURCES + "wheels: {indexes: {pkg: default}}\n", "pkg is compiled, and wheels.indexes"),
