@@ -202,6 +202,8 @@ def _links(packages: Sequence[str], triple: str, place: str) -> dict[str, str]:
     if version:
         programs |= {"gcc": f"{triple}-gcc-{version}", "cc": f"{triple}-gcc-{version}",
                      "g++": f"{triple}-g++-{version}", "c++": f"{triple}-g++-{version}"}
+        # Debian's Python remembers its compiler by this name.
+        programs |= {f"{triple}-{name}": f"{triple}-{name}-{version}" for name in ("gcc", "g++")}
     if "ccache" in packages:
         programs["ccache"] = "ccache"
     return {f"cross/bin/{name}": f"{place}/{program}" for name, program in programs.items()}

@@ -27,7 +27,7 @@ from lock.debs import DebRequest, DebSource, lock_debs
 from lock.fetch import Wanted, fetch
 from tests.support.front import HERE
 from tests.support.images import make_layer
-from tests.support.source_build import Machine, archives, cross_compiler, requires_layer, thor, toolkit_layer
+from tests.support.source_build import EMULATED, Machine, archives, cross_compiler, requires_layer, thor, toolkit_layer
 
 CMAKE = b"""\
 cmake_minimum_required(VERSION 3.25)
@@ -131,7 +131,8 @@ class Bench:
         return {"store": str(store.root),
                 "params": {"machine": "aarch64", "command": ["bash", "/inputs/files/build.sh"], "collect": "out",
                            "into": "", "emulators": self.machine.emulators,
-                           "environment": {"SITE": self.machine.site, "SOURCE_DATE_EPOCH": "315532800", "TEST": name}},
+                           "environment": {"SITE": self.machine.site, "SOURCE_DATE_EPOCH": "315532800", "TEST": name,
+                                           **EMULATED}},
                 "inputs": {**{f"root/{number:02}": layer for number, layer in enumerate(layers)},
                            "tree/csrc": csrc, "file/build.sh": store.put(script).digest}}
 

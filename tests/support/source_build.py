@@ -28,6 +28,8 @@ from tests.support.cuda import toolkit
 from tests.support.front import HERE, committed_project, doit
 from tests.support.images import make_layer
 
+#: As stages/sources.py says: without it CMake's listings of directories may come back empty.
+EMULATED = {"MALLOC_TOP_PAD_": str(512 << 20)}
 #: Of Debian's packages: what nobody compiles with.
 _SKIP = ["usr/share/doc/*", "usr/share/man/*", "usr/share/locale/*", "usr/share/info/*"]
 _IN_PLACE = ["lib64/*", "lib/x86_64-linux-gnu/*", "usr/lib/x86_64-linux-gnu/*"]
@@ -128,7 +130,7 @@ def run(machine: Machine, given: Run) -> dict[str, str]:
     """The stage that runs code: `build.sh` of the files. Outputs by name; the lines it wrote are in `given.lines`."""
     store = machine.store
     params = {"machine": "aarch64", "command": ["bash", "/inputs/files/build.sh"], "collect": "out",
-              "into": machine.site, "emulators": machine.emulators, "environment": dict(given.environment)}
+              "into": machine.site, "emulators": machine.emulators, "environment": {**EMULATED, **given.environment}}
     inputs = {f"root/{number:02}": layer for number, layer in enumerate(given.layers)}
     inputs |= {f"tree/{name}": tree for name, tree in given.trees.items()}
     inputs |= {f"file/{name}": store.put(content).digest for name, content in given.files.items()}
