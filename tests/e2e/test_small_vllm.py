@@ -7,6 +7,7 @@ vLLM's own script (vllm/build.sh) for thor and spark, whose other layers it shar
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import time
@@ -175,6 +176,26 @@ def test_shell_in_what_the_script_is_started_in(built: Place) -> None:
 def test_same_bytes_twice(built: Place) -> None:
     told = json.loads(built.run("rebuild:small-thor:vllm-extensions", "--json")[0])
     assert [entry["same"] for entry in told["stages"]] == [True]
+
+
+def test_same_bytes_with_results_of_compilers_kept(built: Place) -> None:
+    """What ends a build is in the key of the stage, and not in the name of what is kept."""
+    before = built.output("small-thor", "vllm-extensions", "layer")
+    recipe = built.root / "small/recipe.yaml"
+    text = recipe.read_text()
+    taken = []
+    try:
+        for _ in ("cold", "warm"):
+            recipe.write_text(f'{text}  - {{pattern: "never said {time.time_ns()}", reason: nothing says it}}\n')
+            built.run("vllm-extensions:small-thor", STAGECRAFT_CCACHE="on")
+            assert built.output("small-thor", "vllm-extensions", "layer") == before
+            log = built.run("log:small-thor:vllm-extensions")[0]
+            taken.append([int(count) for count in re.findall(r"# ccache: (\d+) results taken, (\d+) compiled", log)[0]])
+    finally:
+        recipe.write_text(text)
+    cold, warm = taken
+    assert cold[0] == 0
+    assert warm == [cold[1], 0]
 
 
 def test_change_of_python_compiles_nothing(built: Place) -> None:
