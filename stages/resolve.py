@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cache.errors import InputError, LockError, StagecraftError
+from cache.errors import InputError, LockError
 from stages.lockfile import PARTS, Change, Lock, LockedFile, compare, path_of, read, request_digests
 from stages.project import Project
 from stages.schema import nearest
@@ -384,8 +384,8 @@ class _Parts:
         Args:
             skipped: packages from source that are left out for the time being.
         """
-        from lock.indexes import load_indexes
-        from lock.wheels import LockedWheel, WheelRequest, lock_wheels
+        from lock.wheels import WheelRequest
+        from stages.resolve_wheels import locked_wheels
 
         data = self.target.data
         compiled = {package.name for package in sources} | set(skipped)
@@ -408,18 +408,6 @@ class _Parts:
             constraints=(), python=python["version"], machine=ARCHITECTURES[self.target.architecture],
             glibc=min(python["glibc"], data["python"]["glibc"], key=lambda v: tuple(map(int, v.split(".")))),
             index_of={name: index for name, index in index_of.items() if index != "default"}, alone=tuple(alone))
-        previous = [LockedWheel(w.name, w.version, w.file, w.size, w.sha256, w.index)
-                    for w in ((*self.old.wheels, *self.old.files) if self.old else ())]
-        upgrade = self.upgrade if isinstance(self.upgrade, bool) else self.upgrade & {one.name for one in previous}
-        try:
-            found = lock_wheels(request, load_indexes(self.project.root / "targets" / "indexes.yaml"),
-                                previous=previous, upgrade=upgrade, exclude_newer=self.exclude_newer or None,
-                                log=self.log)
-        except StagecraftError as error:
-            error.where = error.where or f"targets/{self.target.name}.yaml"
-            raise
-        return tuple(map(_file, found.wheels)), tuple(map(_file, found.alone))
-
-
-def _file(wheel: Any) -> LockedFile:
-    return LockedFile(wheel.name, wheel.version, wheel.file, wheel.size, wheel.sha256, wheel.index)
+        return locked_wheels(
+            self.project.root, request, (*self.old.wheels, *self.old.files) if self.old else (), self.upgrade,
+            self.exclude_newer, f"targets/{self.target.name}.yaml", self.log)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from cache.errors import LockError, StagecraftError
+from cache.errors import LockError
 from stages.locked_source import SourcePackage, Tools
 from stages.lockfile import Lock, LockedFile
 from stages.project import Project
@@ -140,8 +140,8 @@ class SourceParts:
     def _wheels(self, what: str, requirements: Collection[str], machine: str, before: tuple[LockedFile, ...],
                 constraints: Collection[str] = ()) -> tuple[LockedFile, ...]:
         """Wheels of one machine. With constraints each is taken alone, within them."""
-        from lock.indexes import load_indexes
-        from lock.wheels import LockedWheel, WheelRequest, lock_wheels
+        from lock.wheels import WheelRequest
+        from stages.resolve_wheels import locked_wheels
 
         if not requirements:
             return ()
@@ -151,15 +151,6 @@ class SourceParts:
         request = WheelRequest(
             requirements=() if alone else tuple(requirements), alone=alone, python=self.python["version"],
             machine=machine, glibc=self.python["glibc"])
-        previous = [LockedWheel(w.name, w.version, w.file, w.size, w.sha256, w.index) for w in before]
-        known = {wheel.name for wheel in before}
-        upgrade = self.upgrade if isinstance(self.upgrade, bool) else self.upgrade & known
-        try:
-            found = lock_wheels(request, load_indexes(self.project.root / "targets" / "indexes.yaml"),
-                                previous=previous, upgrade=upgrade, exclude_newer=self.exclude_newer or None,
-                                log=self.log)
-        except StagecraftError as error:
-            error.where = error.where or f"{what} of targets/{self.target.name}.yaml"
-            raise
-        return tuple(LockedFile(w.name, w.version, w.file, w.size, w.sha256, w.index)
-                     for w in (*found.wheels, *found.alone))
+        found, taken = locked_wheels(self.project.root, request, before, self.upgrade, self.exclude_newer,
+                                     f"{what} of targets/{self.target.name}.yaml", self.log)
+        return (*found, *taken)
