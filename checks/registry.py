@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from checks import facts
+from checks import facts, triton_releases
 
 #: The stages that hold wheels, in the order in which an image stacks them: a later one hides an earlier one's files.
 WHEEL_STAGES = ("cuda", "torch", "deps", "vllm")
@@ -73,6 +73,8 @@ CHECKS: tuple[Check, ...] = (
           _ALL_FILES, facts.flashinfer, "checks.flashinfer:run"),
     Check("triton-stub", 1, "Triton's Python stub is for the image's Python and numpy", ("triton",),
           (("triton", "index"), ("triton", "packages"), *_of("packages")), facts.triton_stub, "checks.triton_stub:run"),
+    Check("triton-pair", 1, "Triton's server and backend go with this Python, CUDA and vLLM", ("triton",),
+          (("triton", "packages"),), triton_releases.pair, "checks.triton_pair:run"),
     Check("closure", 3, "every library that a file asks for is there, where the loader finds it", LAYER_STAGES,
           (*_ALL_FILES, *_of("packages")), facts.closure, "checks.closure:run"),
     Check("abi", 1, "every symbol that a library leaves undefined is in what is loaded with it", LAYER_STAGES,

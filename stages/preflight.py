@@ -136,6 +136,8 @@ def pin(target: Target, name: str) -> str:
     from lock.wheels import named
 
     data, file = target.data, target.files[0]
+    if "." in name:  # a key of the target, not a wheel
+        return f"{name} in {file}"
     places = [f"{name}.version"] if name in ("torch", "vllm") and name in data else []
     overrides = [entry["requirement"] for entry in data["wheels"]["overrides"]]
     parts = {"overrides": overrides, "requirements": data["wheels"]["requirements"]}

@@ -15,7 +15,17 @@ from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
-from checks import advisories, facts, torch_abi, torch_cuda, triton_stub, vllm_wheels, wheel_set
+from checks import (
+    advisories,
+    facts,
+    torch_abi,
+    torch_cuda,
+    triton_pair,
+    triton_releases,
+    triton_stub,
+    vllm_wheels,
+    wheel_set,
+)
 from checks.cuda_set import stem_of, toolkit
 from checks.loadability import ANY_ISA, Device, Way, best
 from checks.verdict import Finding
@@ -177,6 +187,51 @@ def _numpy(it: _Situation) -> Iterator[Foreseen]:
         moves = (Move("numpy", it.version("numpy"), given["numpy"], "the Triton stub was made for it"),) \
             if finding.severity == "error" else ()
         yield Foreseen("triton-stub", finding, moves)
+
+
+def _triton_pair(it: _Situation) -> Iterator[Foreseen]:
+    """Triton's server and its backend against this Python, CUDA and vLLM; and the nearest pair that is known."""
+    if "triton" not in it.target:
+        return
+    given = triton_releases.pair(it.target, it.lock)
+    for finding in triton_pair.judge(given):
+        cures: tuple[Move, ...] = ()
+        if finding.severity == "error" and finding.subject == "backend: vllm":
+            cures = _other_backends(it, given)
+        elif finding.severity == "error" and finding.subject.startswith("server: "):
+            cures = _other_servers(given, finding.subject)
+        yield Foreseen("triton-pair", finding, cures)
+
+
+def _other_servers(given: Data, subject: str) -> tuple[Move, ...]:
+    """The nearest release that goes with this Python and CUDA, a prebuilt server that does, a stub from source."""
+    known, server = triton_releases.table(), given["server"]
+    fits = f"for Python {given['python']} and CUDA {given['cuda'] or 'none'}"
+    found = []
+    near = triton_pair.nearest(given, known["releases"])
+    if near and server["from"] != "pytriton":
+        found.append(Move("triton.version", server["container"], near, fits))
+    for row in known["prebuilt"]:
+        if server["from"] != "pytriton" and given["python"] in row["pythons"] and triton_pair.runs(row["cuda"], given):
+            found.append(Move("triton.from", server["from"], f"pytriton {row['version']}",
+                              f"stubs for Python {row['pythons'][0]} to {row['pythons'][-1]}"))
+    if subject == "server: python":
+        found.append(Move("triton.python_backend", "prebuilt", "source", f"compiled for Python {given['python']}"))
+    return tuple(found)
+
+
+def _other_backends(it: _Situation, given: Data) -> tuple[Move, ...]:
+    """A backend that fits this vLLM: ours, or the newest branch that is known to; or a vLLM that this branch fits."""
+    backend, known = given["backend"], triton_releases.table()
+    found = [Move("triton.backend", "upstream", "stagecraft", "it is written for the vLLM of the image")]
+    newest = next((row["container"] for row in known["releases"] if row["container"] != backend["container"]
+                   and triton_releases.judged(row, backend["vllm"])["verdict"] in ("fits", "patched")), "")
+    if newest:
+        found.append(Move("triton.backend_version", backend["container"], newest, f"it goes with {backend['vllm']}"))
+    row = triton_releases.row_of(backend["container"])
+    if row is not None and "vllm_public" in row:
+        found.append(Move("vllm", backend["vllm"], row["vllm_public"], f"r{backend['container']} was made for it"))
+    return tuple(found)
 
 
 # -- torch ----------------------------------------------------------------------------------------
@@ -355,7 +410,7 @@ def _abi_moves(it: _Situation, wheel: CandidateWheel) -> tuple[Move, ...]:
 
 
 _RULES: tuple[Callable[[_Situation], Iterator[Foreseen]], ...] = (
-    _set, _files, _numpy, _torch_cuda, _toolkit, _extensions, _device_code, _abi,
+    _set, _files, _numpy, _triton_pair, _torch_cuda, _toolkit, _extensions, _device_code, _abi,
     _advisories)
 
 
