@@ -1,7 +1,8 @@
 """Builder `files-layer`: files of the repository and links, as a layer.
 
 Inputs: templates and other files by name. Params: `files` = [{"path", "template", "mode"} (rendered),
-{"path", "copy", "mode"} (as it is) or {"path", "link"} (a symlink to that)], `values` = what the templates may use.
+{"path", "copy", "mode"} (as it is), {"path", "link"} (a symlink to that) or {"path", "directory": true, "mode"}],
+`values` = what the templates may use.
 An undefined name in a template is an error. Outputs: `layer`, `index`.
 """
 
@@ -21,9 +22,11 @@ def build(context: BuildContext) -> Mapping[str, Blob]:
     Raises:
         InputError: a template that does not parse, or that uses a name it is not given.
     """
-    made: dict[str, tuple[bytes | str, int]] = {}  # content, or what a link leads to; mode
+    made: dict[str, tuple[bytes | str | None, int]] = {}  # content, what a link leads to, None for a directory; mode
     for file in context.params["files"]:
-        if "link" in file:
+        if "directory" in file:
+            made[file["path"]] = (None, file["mode"])
+        elif "link" in file:
             made[file["path"]] = (file["link"], 0)
         elif "copy" in file:
             made[file["path"]] = (context.store.read(context.inputs[file["copy"]]), file["mode"])
@@ -40,7 +43,10 @@ def build(context: BuildContext) -> Mapping[str, Blob]:
                     writer.directory(directory)
                     written.add(directory)
             content, mode = made[path]
-            if isinstance(content, str):
+            if content is None:
+                writer.directory(path, mode)
+                written.add(path)
+            elif isinstance(content, str):
                 writer.symlink(path, content)
             else:
                 writer.file(path, len(content), [content], mode)

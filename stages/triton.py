@@ -18,6 +18,11 @@ from stages.target import Target
 ROOT = "opt/tritonserver"
 LAYOUT = "triton/pytriton-layout.yaml"
 ENTRYPOINT = "templates/entrypoint.sh.j2"
+HEALTHCHECK = "triton/serve/healthcheck.py"
+REPOSITORY = "triton/serve/repository.py"
+#: Where a volume for what is downloaded and compiled at run time goes. Everybody may write there, as in /tmp: a new
+#: volume takes over mode and owner of the directory below it.
+CACHE = "/var/cache/stagecraft"
 #: What of a release's row the builder reads; the rest (advisories, sources) must not re-key the tree.
 _BUILT_FROM = ("since", "before", "triton", "container")
 
@@ -38,9 +43,14 @@ def stages(target: Target, lock: Lock, root: Path) -> list[Stage]:
               {"wheel": FileInput("wheel", wheel), "layout": DataInput(content, canonical.sha256(content))},
               labels=labels(row, wheel.version)),
         Stage("serve", "entrypoint and its settings", BUILDERS["files-layer"], platform(target),
-              {"files": [{"path": "opt/stagecraft/entrypoint", "template": "entrypoint", "mode": 0o755}],
-               "values": {"server": f"/{ROOT}/bin/tritonserver", "bind": target.data["triton"]["bind"]}},
-              {"entrypoint": source(root, ENTRYPOINT)}),
+              {"files": [{"path": "opt/stagecraft/entrypoint", "template": "entrypoint", "mode": 0o755},
+                         {"path": "opt/stagecraft/healthcheck", "copy": "healthcheck", "mode": 0o755},
+                         {"path": "opt/stagecraft/repository.py", "copy": "repository", "mode": 0o644},
+                         {"path": CACHE[1:], "directory": True, "mode": 0o1777}],
+               "values": {"server": f"/{ROOT}/bin/tritonserver", "bind": target.data["triton"]["bind"],
+                          "python": lock.python["executable"]}},
+              {"entrypoint": source(root, ENTRYPOINT), "healthcheck": source(root, HEALTHCHECK),
+               "repository": source(root, REPOSITORY)}),
     ]
 
 

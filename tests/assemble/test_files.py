@@ -35,6 +35,14 @@ def test_each_kind(store: Store) -> None:
             "opt/one/raw.bin": ("file", 0o644, None), "opt/one/run": ("file", 0o755, None)}
 
 
+def test_a_directory_of_its_own_mode(store: Store) -> None:
+    files = [*FILES, {"path": "opt/one", "directory": True, "mode": 0o1777},
+             {"path": "var/empty", "directory": True, "mode": 0o700}]
+    with LayerReader(store, made(store, files)["index"]) as layer:
+        assert {path: entry["mode"] for path, entry in layer.entries.items() if entry["type"] == "directory"} == {
+            "opt": 0o755, "opt/one": 0o1777, "var": 0o755, "var/empty": 0o700}
+
+
 def test_order_of_the_files_is_nothing(store: Store) -> None:
     assert made(store, FILES[::-1]) == made(store)
 

@@ -1,7 +1,9 @@
-"""The image's entrypoint with the real server: bound as the target says, with the dangerous APIs closed."""
+"""The image's entrypoint with the real server: bound as the target says, with the dangerous APIs closed; a bad model
+repository said in one line; and the healthcheck, which sees what the server's own health does not."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -12,9 +14,35 @@ from tests.support.sandbox import run_in_image
 CLIENT = r"""
 import json, os, signal, subprocess, time, urllib.error, urllib.request
 
-os.makedirs("/tmp/models")
-server = subprocess.Popen(["/opt/stagecraft/entrypoint", "tritonserver", "--model-repository=/tmp/models"],
-                          stdout=open("/tmp/log", "w"), stderr=subprocess.STDOUT)
+os.makedirs("/tmp/models/echo/1")
+open("/tmp/models/echo/config.pbtxt", "w").write('''
+    backend: "python"
+    input [ { name: "text_input" data_type: TYPE_STRING dims: [ 1 ] } ]
+    output [ { name: "text_output" data_type: TYPE_STRING dims: [ 1 ] } ]
+    instance_group [ { kind: KIND_CPU } ]
+''')
+open("/tmp/models/echo/1/model.py", "w").write('''
+import triton_python_backend_utils as utils
+
+class TritonPythonModel:
+    def execute(self, requests):
+        return [utils.InferenceResponse([utils.Tensor(
+            "text_output", utils.get_input_tensor_by_name(request, "text_input").as_numpy())]) for request in requests]
+''')
+
+def start():
+    server = subprocess.Popen(["/opt/stagecraft/entrypoint", "tritonserver", "--model-repository=/tmp/models",
+                               "--model-control-mode=explicit", "--load-model=*"],
+                              stdout=open("/tmp/log", "w"), stderr=subprocess.STDOUT)
+    for _ in range(300):
+        if status("/v2/health/ready") == 200 or server.poll() is not None:
+            break
+        time.sleep(0.1)
+    return server
+
+def health():
+    done = subprocess.run(["/opt/stagecraft/healthcheck"], capture_output=True, text=True)
+    return [done.returncode, done.stdout.strip() + done.stderr]
 
 def status(path, method="GET", **headers):
     request = urllib.request.Request("http://127.0.0.1:8000" + path, method=method, headers=headers,
@@ -27,24 +55,36 @@ def status(path, method="GET", **headers):
     except OSError:
         return 0
 
+server = start()
 for _ in range(300):
-    if status("/v2/health/ready") == 200 or server.poll() is not None:
+    listening = [line.split()[1:4:2] for table in ("tcp", "tcp6")
+                 for line in open("/proc/net/" + table).readlines()[1:]]
+    # gRPC listens on the IPv6 form of an IPv4 address.
+    ports = {address.split(":")[1]: address.split(":")[0].replace("0000000000000000FFFF0000", "")
+             for address, state in listening if state == "0A"}
+    if f"{8002:04X}" in ports:  # the last to be opened, after the server is ready
         break
     time.sleep(0.1)
-listening = [line.split()[1:4:2] for table in ("tcp", "tcp6") for line in open("/proc/net/" + table).readlines()[1:]]
-# gRPC listens on the IPv6 form of an IPv4 address.
-ports = {address.split(":")[1]: address.split(":")[0].replace("0000000000000000FFFF0000", "")
-         for address, state in listening if state == "0A"}
 found = {
     "ready": status("/v2/health/ready"),
     "metadata": status("/v2"),
     "shared memory": status("/v2/systemsharedmemory/region/x/register", "POST"),
     "load": status("/v2/repository/models/x/load", "POST"),
     "bound": sorted({ports.get(f"{port:04X}", "") for port in (8000, 8001, 8002)}),
+    "health": health(),
+    "port in use": subprocess.run(["/opt/stagecraft/entrypoint", "--model-repository=/tmp/models"],
+                                  capture_output=True, text=True).stderr,
     "key told": "closed=" in open("/tmp/log").read(),
 }
 server.send_signal(signal.SIGTERM)
 found["stopped"] = server.wait(60)
+server = start()
+for name in filter(str.isdigit, os.listdir("/proc")):
+    if open(f"/proc/{name}/cmdline").read().split("\0")[0].endswith("triton_python_backend_stub"):
+        os.kill(int(name), signal.SIGKILL)
+found["ready without its stub"] = status("/v2/health/ready")
+found["health without its stub"] = health()[0]
+server.kill()  # it would wait for its stub
 print(json.dumps(found, sort_keys=True))
 if found["ready"] != 200:
     print(open("/tmp/log").read())
@@ -55,6 +95,7 @@ if found["ready"] != 200:
 def layout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     base = tmp_path_factory.mktemp("entrypoint")
     text = MINI.replace("trixie", "bookworm").replace("3.13", "3.11").replace("2.41", "2.36")
+    text = text.replace("click==8.1.8", "numpy==1.26.4")  # which the Python backend asks for
     root = make_project(base / "project", mini=text)
     doit(root, base / "store", "lock:mini")
     doit(root, base / "store", "build:mini")
@@ -62,9 +103,38 @@ def layout(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_server_is_ready_and_its_dangerous_apis_are_closed(layout: Path) -> None:
-    assert run_in_image(layout, "python3", "-c", CLIENT) == (
-        '{"bound": ["0100007F"], "key told": false, "load": 403, "metadata": 200, "ready": 200, '
-        '"shared memory": 403, "stopped": 0}\n')
+    found, _, log = run_in_image(layout, "python3", "-c", CLIENT).partition("\n")
+    assert json.loads(found) == {
+        "bound": ["0100007F"], "key told": False, "load": 403, "metadata": 200, "ready": 200, "shared memory": 403,
+        "stopped": 0, "health": [0, "healthy: echo answers"],
+        "port in use": "entrypoint: 127.0.0.1 port 8000 is in use: stop who has it, or take another one "
+                       "(--http-port, --http-address)\n",
+        "ready without its stub": 200, "health without its stub": 1}, log
+
+
+BAD = r"""
+mkdir -p /tmp/models/m/1
+try() { /opt/stagecraft/entrypoint "$@" 2>&1; echo "= $?"; }
+try tritonserver --model-repository=/models
+echo '{}' > /tmp/models/m/1/model.json
+echo 'backend: "onnx"' > /tmp/models/m/config.pbtxt
+try tritonserver --model-repository=/tmp/models
+echo 'max_batch_size: 1' > /tmp/models/m/config.pbtxt
+try --model-repository=/tmp/models
+try tritonserver
+"""
+
+
+def test_a_bad_repository_is_one_line_and_an_exit_code(layout: Path) -> None:
+    lines = run_in_image(layout, "sh", "-c", BAD).splitlines()
+    assert lines[0] == "entrypoint: no model repository: /models does not exist here; mount one: -v DIR:/models:ro"
+    assert lines[1] == "= 66"
+    assert lines[2].startswith("entrypoint: model m: /tmp/models/m/config.pbtxt asks for the backend 'onnx', which this"
+                               " image does not have (has: ")
+    assert "python" in lines[2]
+    assert lines[3] == "= 78"
+    assert lines[4:] == ['entrypoint: model m: /tmp/models/m/config.pbtxt names no backend, as in backend: "vllm"',
+                         "= 78", "entrypoint: no --model-repository was given: the server has nothing to serve", "= 66"]
 
 
 def test_other_commands_run_as_they_are(layout: Path) -> None:

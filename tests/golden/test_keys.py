@@ -48,9 +48,9 @@ KEYS = {
     "vllm": "sha256:ad163340d83a9d2ee2522860b55d7cdf4fa729f0b14ca9a11439629e0d04facc",
     "links": "sha256:becb4f5217517d8797dc43447e604cded179d188b16035ca6a25ffea7def8b35",
     "triton": "sha256:524808ef5f5fedc0c0bd006ad2cb87edbba0993c1b299070266775b91b5ab0ce",
-    "serve": "sha256:a60d79e87d006d535fddbf1d55d1912298107ac3548f433ab32a37e04ba0c2ed",
-    "image": "sha256:fbc7d83ec3bc21cb83f3c610ac729d2174d60121661ea2ac6aad5a3d09569715",
-    "attest": "sha256:2e37a2b05c17a56fc86520d2125e9112cf6f5109f9fcede19dd67ac6107132a6",
+    "serve": "sha256:8e4d8a31189b5a6595cdaab2ce3414431c41bb33c41d0bb60e97b8d41014d628",
+    "image": "sha256:bf49a3bfa4402ed6d1aa975f588d0121b6bacdfee6d4af61026f42f821000d25",
+    "attest": "sha256:9f723a8ca704857307aa6bf2d066092aea2a08cadcfb5b0dc0bcbf1297865ce2",
 }
 
 
@@ -78,6 +78,8 @@ def golden(tmp_path: Path) -> Graph:
     """The graph of the fixed target. Templates and tables are fixed too: editing those must not look like a new key."""
     root = make_project(tmp_path / "project", golden=TARGET)
     (root / "templates" / "entrypoint.sh.j2").write_text("fixed\n")
+    for name in ("healthcheck.py", "repository.py"):
+        (root / "triton" / "serve" / name).write_text("fixed\n")
     (root / "templates" / "libcuda.txt").write_text("# fixed\ncuInit\n")
     (root / "triton" / "pytriton-layout.yaml").write_text(TABLE)
     return graph(load(root, "golden"), parse(json.dumps(LOCK), "golden.lock.json"), root)
