@@ -348,6 +348,15 @@ def driver_of(cuda: str) -> str:
                  if row["cuda"] == cuda), "")
 
 
+def platform_of(system: str) -> dict[str, Any]:
+    """What an L4T brings, by its number in a text ("L4T r38.2 (Ubuntu)", "38.2.1"); empty if that is not known."""
+    number = re.match(r"(?:L4T )?[rR]?(\d+(?:\.\d+)*)", system)
+    parts = number[1].split(".") if number else []
+    known = {row["l4t"]: row for row in _table("checks/data/platforms.yaml")["platforms"]}
+    return next((dict(known[".".join(parts[:count])]) for count in range(len(parts), 0, -1)
+                 if ".".join(parts[:count]) in known), {})
+
+
 def compiled_by(cuda: str) -> list[str]:
     """The architectures ("11.0") that nvcc of a CUDA compiles for; nothing if that is not known."""
     return next((list(row["archs"]) for row in _table("checks/data/arch.yaml")["compilers"] if row["cuda"] == cuda), [])

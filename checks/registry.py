@@ -55,7 +55,7 @@ _ALL_FILES = (("base-facts", "index"), *((stage, "index") for stage in LAYER_STA
 CHECKS: tuple[Check, ...] = (
     Check("torch-cuda", 2, "torch is a build for the target's CUDA", ("torch",),
           (("torch", "index"), ("torch", "packages")), facts.torch_cuda, "checks.torch_cuda:run"),
-    Check("wheel-set", 4, "the wheels satisfy each other, and no layer hides another's file", WHEEL_STAGES,
+    Check("wheel-set", 5, "the wheels satisfy each other, and no layer hides another's file", WHEEL_STAGES,
           _of("index", "packages"), facts.wheel_set, "checks.wheel_set:run"),
     Check("python", 1, "scripts and extension modules are for the image's Python", WHEEL_STAGES,
           _of("index"), facts.python, "checks.python:run"),

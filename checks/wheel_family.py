@@ -35,6 +35,14 @@ def pairs(installed: Mapping[str, Package], rows: Iterable[Mapping[str, str]]) -
                 "warning", subject, f"{row['package']} {one['version']} does not say which {row['needs']} it was "
                 f"compiled against; with another one: {row['error']}", one.get("file", ""),
                 f"take a {row['package']} whose metadata pins {row['needs']}"))
+        own = _version(other)
+        if own and own.local and own.is_prerelease and (mine := _version(one)) and not mine.local:
+            # NVIDIA's 2.7.0a0+79aa17489c.nv25.4 is a state between releases, against which no release was compiled.
+            found.append(Finding(
+                "error", subject, f"{row['package']} {one['version']} was compiled against a release, and "
+                f"{row['needs']} {other['version']} is a build between releases; on the device: {row['error']}",
+                one.get("file", ""), f"take {row['package']} and {row['needs']} from one index, or compile "
+                f"{row['package']} for this {row['needs']}"))
         local = [version.local for package in (one, other) if (version := _version(package)) and version.local]
         if len(set(local)) == 2:
             found.append(Finding(

@@ -16,12 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from cache.errors import StagecraftError
+from checks.facts import platform_of
 from stages.check_text import width
 from stages.project import Project
 from stages.target import names
-
-#: L4T release to JetPack and CUDA (jetson-containers l4t_version.py).
-L4T = {"36": ("JetPack 6", "12.6"), "38": ("JetPack 7.0/7.1", "13.0"), "39": ("JetPack 7.2", "13.2")}
 
 
 @dataclass(frozen=True)
@@ -90,8 +88,9 @@ def examine(project: Project, root: Path = Path("/")) -> tuple[dict[str, Any], s
     findings += _indexes(project)
     lines = [f"machine   {machine.model or 'unknown model'}, {machine.architecture}, {machine.system}"]
     if machine.l4t:
-        jetpack, cuda = L4T.get(machine.l4t.split(".")[0], ("unknown JetPack", "?"))
-        lines.append(f"          L4T {machine.l4t} ({jetpack}, CUDA {cuda})")
+        brings = platform_of(machine.l4t)
+        lines.append(f"          L4T {machine.l4t} ({brings.get('jetpack', 'unknown JetPack')}, "
+                     f"CUDA {brings.get('cuda', '?')})")
     if machine.driver:
         lines.append(f"          NVIDIA driver {machine.driver}")
     lines.append(f"target    {target}" if target else

@@ -280,6 +280,13 @@ def _extensions(it: _Situation) -> Iterator[Foreseen]:
     if it.vllm is None or not it.cuda:
         return
     given, file = facts.extensions(it.target, it.lock), it.vllm.locked.file
+    bare = "" if any(name.endswith(".so") for name in it.vllm.members) else "holds no compiled extension"
+    if bare or "cpu" in (Version(it.version("vllm")).local or ""):
+        yield Foreseen("extensions", Finding(
+            "error", "vllm", f"{file} {bare or 'is a build for CPUs'}: \"ModuleNotFoundError: No module named "
+            "'vllm._C'\", or no kernel that this device runs", file, "take a vLLM that was built for CUDA and this "
+            "device; one that is compiled needs VLLM_TARGET_DEVICE=cuda and a CUDA torch"))
+        return
     if not given["known"]:
         yield Foreseen("extensions", Finding(
             "error", "vllm", f"which extensions vLLM {given['version']} must have is not known",
@@ -329,6 +336,10 @@ def _device_code(it: _Situation) -> Iterator[Foreseen]:
             yield Foreseen("ptx-floor", Finding(
                 "error", path, f"has only PTX for this device, newer than ISA {device.isa} of its driver: \"the "
                 f"provided PTX was compiled with an unsupported toolchain\" {said}", where, _FOR_DEVICE), moves)
+        elif how is Way.PTX and best(kernels, device) is Way.UNKNOWN:
+            yield Foreseen("device-code", Finding(
+                "warning", path, f"its PTX is newer than ISA {device.isa} of the device's driver, and it is not known "
+                f"whether its machine code loads on compute capability {device.capability} {said}", where))
         elif how is Way.PTX and row["native"] and given["policy"] == "native":
             yield Foreseen("device-code", Finding(
                 "error", path, f"has PTX only: the target's policy is native, machine code for {device.capability} "

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cache.errors import InputError, LockError
+from cache.errors import FetchError, InputError, LockError, ToolError
 from stages.lockfile import PARTS, Change, Lock, LockedFile, compare, path_of, read, request_digests
 from stages.project import Project
 from stages.schema import nearest
@@ -64,10 +64,24 @@ def lock(project: Project, name: str, log: Callable[[str], None], *, upgrade: bo
     Raises:
         InputError: a waiver of the target is over.
         LockError: no solution, or an index that cannot serve it.
-        FetchError: an index that does not answer.
+        FetchError: an index that does not answer; if others do not either, all of them are named.
         GateError: preflight does not let it pass.
     """
     target = project.target(name)
+    try:
+        return _lock(project, target, log, upgrade, only, exclude_newer, judged, today)
+    except (FetchError, InputError, ToolError) as error:
+        from stages.missing_inputs import all_of_them
+
+        told = all_of_them(project, target, error, only)
+        if told is error:
+            raise
+        raise told from error
+
+
+def _lock(project: Project, target: Target, log: Callable[[str], None], upgrade: bool | Collection[str], only: str,
+          exclude_newer: str, judged: bool, today: datetime.date | None) -> LockChange:
+    name = target.name
     judge_dates(project.root, target, today or datetime.datetime.now(datetime.timezone.utc).date(), log)
     path = path_of(project.root, name)
     old = _previous(path, log)

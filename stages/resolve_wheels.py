@@ -6,8 +6,9 @@ from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cache.errors import StagecraftError
+from cache.errors import LockError, StagecraftError
 from stages.lockfile import LockedFile
+from stages.wheel_hints import hinted
 
 if TYPE_CHECKING:
     from lock.wheels import WheelRequest
@@ -38,6 +39,8 @@ def locked_wheels(root: Path, request: WheelRequest, before: Iterable[LockedFile
                             exclude_newer=exclude_newer or None, log=log)
     except StagecraftError as error:
         error.where = error.where or where
+        if isinstance(error, LockError):
+            hinted(error, (*request.overrides, *request.requirements), request.machine)
         raise
     wheels, alone = (tuple(LockedFile(w.name, w.version, w.file, w.size, w.sha256, w.index) for w in part)
                      for part in (found.wheels, found.alone))

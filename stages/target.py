@@ -297,12 +297,30 @@ def _consistent(data: Mapping[str, Any], document: Document) -> None:
         if "none" in (device["cuda"], device["driver_floor"]):
             raise InputError("a device with a compute capability needs cuda and driver_floor",
                              where=document.place(("device",)))
+    _platform(device, document)
     baseline = data.get("cpu", {}).get("baseline")
     if baseline is not None and baseline not in CPU_LEVELS[data["platform"]]:
         raise InputError(f"{baseline} is no CPU of {data['platform']}", where=document.place(("cpu", "baseline")),
                          expected=" or ".join(CPU_LEVELS[data["platform"]]))
     if "vllm" in data and "torch" not in data:
         raise InputError("vllm needs torch", where=document.place(("vllm",)), cure="add a torch section")
+
+
+def _platform(device: Mapping[str, Any], document: Document) -> None:
+    """L4T brings one driver, and that driver one CUDA. Raises InputError for a target that says otherwise."""
+    from checks.facts import platform_of, release
+
+    system = device.get("host", {}).get("os", "")
+    row = platform_of(system) if system.startswith("L4T") else {}
+    cure = "correct device.host.os, or what the target says of its driver (checks/data/platforms.yaml)"
+    if row and device["cuda"] != "none" and release(device["cuda"]) != release(row["cuda"]):
+        raise InputError(f"the driver of {system} brings CUDA {row['cuda']}", where=document.place(("device", "cuda")),
+                         expected=row["cuda"], found=device["cuda"], cure=cure)
+    floor = device["driver_floor"]
+    if floor != "none" and release(floor) != release(row.get("driver", floor))[:len(floor.split("."))]:
+        raise InputError(f"the driver of {system} is {row['driver']}: there is no other for that device",
+                         where=document.place(("device", "driver_floor")), expected=row["driver"], found=floor,
+                         cure=cure)
 
 
 def _recipes(data: dict[str, Any], document: Document, root: Path) -> dict[str, Recipe]:

@@ -160,8 +160,8 @@ def test_compiler_that_is_newer_than_the_oldest_driver(tmp_path: Path) -> None:
     assert "590.44.01" in str(caught.value.expected)
     target.load(write(tmp_path, newer.replace('"580"', '"590"')), "small")
     target.load(write(tmp_path, newer.replace('"580"', '"590.44"')), "small")
-    jetson = newer.replace("base:\n", '  host: {os: L4T r39, glibc: "2.39"}\nbase:\n')
-    target.load(write(tmp_path, jetson), "small")  # its drivers have numbers of their own
+    jetson = newer.replace("base:\n", '  host: {os: L4T r40, glibc: "2.39"}\nbase:\n')
+    target.load(write(tmp_path, jetson), "small")  # its drivers have numbers of their own, and these nobody knows
 
 
 def test_request_has_what_lock_reads_and_nothing_else(tmp_path: Path) -> None:

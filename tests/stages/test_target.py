@@ -31,6 +31,27 @@ def test_shipped_targets_read_and_spark_differs_only_in_its_device() -> None:
     assert (thor.architecture, thor.machine) == ("arm64", "aarch64")
 
 
+@pytest.mark.parametrize(("system", "cuda", "floor", "said"), [
+    ("L4T r36.4 (Ubuntu 22.04)", "12.6", "540.4.0", ""), ("L4T r36.4", "12.6", "540", ""),
+    ("L4T r38 (Ubuntu 24.04)", "13.0", "580", ""), ("L4T r38.2.1", "13.0", "580", ""),
+    ("L4T r39", "13.2", "595", ""), ("DGX OS 7", "13.0", "575", ""), ("L4T r99", "13.0", "575", ""),
+    ("L4T r38 (Ubuntu 24.04)", "13.0", "575", "is 580: there is no other"),
+    ("L4T r36.4", "12.6", "560.35", "is 540.4.0: there is no other"),
+    ("L4T r36.4", "13.0", "540.4.0", "brings CUDA 12.6"), ("L4T r36.3", "12.6", "540", "brings CUDA 12.2"),
+    ("L4T r36", "12.9", "540", "brings CUDA 12.6")])
+def test_l4t_brings_one_driver_with_one_cuda(tmp_path: Path, system: str, cuda: str, floor: str, said: str) -> None:
+    """L4T's drivers have numbers of their own: 540.4.0 has CUDA 12.6, where a desktop's needs 560."""
+    text = TARGET.replace("compute_capability: none", 'compute_capability: "8.7"').replace(
+        "arch_list: none", 'arch_list: "8.7"').replace("cuda: none", f'cuda: "{cuda}"').replace(
+        "driver_floor: none", f'driver_floor: "{floor}"').replace(
+        "memory: none", f'memory: unified\n  host: {{os: "{system}", glibc: "2.35"}}')
+    if said:
+        assert said in refused(tmp_path, text).message
+    else:
+        write_target(tmp_path, text=text)
+        assert target.load(tmp_path, "small").data["device"]["cuda"] == cuda
+
+
 def test_defaults_are_filled_in(tmp_path: Path) -> None:
     write_target(tmp_path)
     found = target.load(tmp_path, "small")
