@@ -59,6 +59,8 @@ def option(name: str, help_: str, *, short: str = "", default: Any = "", kind: t
 KEEP_FAILED = option("keep-failed", "if a check fails that ran something, keep what it ran in for shell:<target>:load",
                      default=False, kind=bool)
 
+FORCE = option("force", "replace files that somebody changed, too", default=False, kind=bool)
+
 WHOLE = option("whole", "all of the log, however long it is", default=False, kind=bool)
 
 CHECK_OPTIONS = [
@@ -70,6 +72,10 @@ CHECK_OPTIONS = [
 
 def options(verb: str) -> dict[str, Any]:
     """doit `params` (and `pos_arg`) of a verb."""
+    from stages import serving
+
+    if verb in serving.KEYS:
+        return serving.options()
     found: dict[str, Any] = {"params": [JSON]}
     if verb == "lock":
         found["params"] += [
@@ -103,6 +109,8 @@ def trailing(names: list[str], as_json: bool) -> tuple[list[str], bool]:
 
 def action(session: Session, verb: str, target: str) -> Callable[..., Any]:
     """The callable of `<verb>:<target>`."""
+    from stages import serving
+
     def run(as_json: bool = False, **more: Any) -> None:
         ACTIONS[verb](session, target, as_json, **more)
 
@@ -117,6 +125,8 @@ def action(session: Session, verb: str, target: str) -> Callable[..., Any]:
         return rebuild_of(session, target, "")
     if verb == "shell":
         return shell_in(session, target)
+    if verb in serving.KEYS:
+        return serving.action(session, verb, target)
     if verb == "coverage":
         def coverage(as_json: bool, names: list[str]) -> None:
             from stages import coverage as covering

@@ -170,6 +170,8 @@ MACHINE = ("store", "doctor", "test", "test-long", "lint", "targets")
 DOIT_COMMANDS = ("help", "run", "list", "info", "tabcompletion")
 #: doit's commands about its database, or about what tasks write beside it.
 MEMORY_COMMANDS = ("clean", "forget", "ignore", "dumpdb", "strace", "reset-dep")
+#: Tasks that take words `key=value`.
+SERVE = ("model",)
 #: Tasks that take every word that follows.
 TAKE_NAMES = ("lock", "coverage", "load", "export", "push", "test", "test-long")
 
@@ -213,7 +215,11 @@ def known(arguments: list[str], root: Path, project: Project | None = None) -> N
         if word.startswith("-"):
             raise InputError(f"option {word} where a task should be", cure="./doit [doit's options] TASK [its options]")
         _known_task(word, root, project)
-        verb, colon, _ = word.partition(":")
+        verb, colon, behind = word.partition(":")
+        if colon and verb in SERVE:
+            from stages.serving import refuse
+
+            refuse(verb, behind, arguments)
         if verb in ("test", "test-long") or (verb in TAKE_NAMES and colon):
             if verb in ("load", "export", "push"):
                 from stages.deliver import check
@@ -246,7 +252,7 @@ def _after_task_options(word: str, words: list[str]) -> list[str]:
     """What follows the options of a task."""
     import getopt
 
-    from stages.commands import CHECK_OPTIONS, JSON, KEEP_FAILED, STORE_OPTIONS
+    from stages.commands import CHECK_OPTIONS, FORCE, JSON, KEEP_FAILED, STORE_OPTIONS
 
     verb, _, rest = word.partition(":")
     takes: list[dict[str, Any]] = []
@@ -256,6 +262,8 @@ def _after_task_options(word: str, words: list[str]) -> list[str]:
         takes = [KEEP_FAILED, *([JSON] if verb == "build" else [])]
     elif verb in ("doctor", "targets") or (rest and verb in ("plan", "why", "log", "preflight", "rebuild")):
         takes = [JSON]
+    elif rest and verb in SERVE:
+        takes = [JSON, FORCE]
     elif rest and verb == "check":
         takes = [*CHECK_OPTIONS, JSON]
     names = [option["long"] + ("" if option["type"] is bool else "=") for option in takes]

@@ -37,6 +37,7 @@ VERBS = {
     "load": "put the image into a Docker engine",
     "export": "write the image as a tar for docker load and OCI tools",
     "push": "push the image to a registry",
+    "model": "a model repository for a model: model=ID or DIRECTORY, key=value… (docs/howto-serve.md)",
 }
 
 #: Verbs that only tell something. For several targets each tells, even if one of them cannot.
@@ -308,7 +309,7 @@ JSON = {"name": "as_json", "long": "json", "type": bool, "default": False, "help
 
 
 def _target_tasks(session: Session, target: str, twins: dict[str, str]) -> Iterator[dict[str, Any]]:
-    from stages import commands
+    from stages import commands, serving
 
     try:
         graph = session.project.graph(target)
@@ -330,6 +331,8 @@ def _target_tasks(session: Session, target: str, twins: dict[str, str]) -> Itera
             needs = commands.read_by_checks(graph)
         if verb == "coverage" and graph is not None:
             needs = commands.read_by_coverage(session.project, graph)
+        if verb in serving.KEYS and graph is not None:
+            needs = serving.needs(verb, session.project, graph)
         if verb == "shell" and graph is not None:
             needs = _below_shell(graph)
         yield _task(session, verb, target, doc, action, task_dep=needs, **commands.options(verb))
