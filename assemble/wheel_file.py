@@ -96,7 +96,7 @@ class Wheel:
 
 
 def read_wheel(reader: ZipReader, file: str, digest: str, image: Image, places: Places,
-               records: Iterable[Mapping[str, Any]] = ()) -> Wheel:
+               records: Iterable[Mapping[str, Any]] = (), tags_by_name: Iterable[str] = ()) -> Wheel:
     """Plan the installation of one wheel.
 
     Args:
@@ -104,6 +104,7 @@ def read_wheel(reader: ZipReader, file: str, digest: str, image: Image, places: 
         file: the wheel's file name; `digest`: its sha256.
         records: waivers `{"wheel": name, "path": glob}`: members whose RECORD row is known to be wrong
             (their bytes are still those of the wheel's own locked sha256). The installed RECORD is right.
+        tags_by_name: wheels whose WHEEL file is known to name the tags of another build: their file name counts.
 
     Raises:
         IntegrityError: not a sound wheel; names the wheel and the member.
@@ -119,7 +120,8 @@ def read_wheel(reader: ZipReader, file: str, digest: str, image: Image, places: 
     try:
         waived = [rule["path"] for rule in records if canonicalize_name(rule["wheel"]) == name]
         source = _Source(reader, file, name, version, waived)
-        _check_wheel_file(source, file, image)
+        if name not in map(canonicalize_name, tags_by_name):
+            _check_wheel_file(source, file, image)
         metadata = parse_metadata_file(source.read_dist_info("METADATA"))
         if canonicalize_name(metadata["Name"]) != name or Version(metadata["Version"]) != version:
             raise IntegrityError("a wheel's METADATA contradicts its file name", where=file,

@@ -58,7 +58,7 @@ def build(context: BuildContext) -> Mapping[str, Blob]:
         for name in sorted(context.inputs):
             file, digest = name.removeprefix(_PREFIX), context.inputs[name]
             reader = stack.enter_context(ZipReader(context.store.use(digest), file))
-            wheel = read_wheel(reader, file, digest, image, places, params.get("records", ()))
+            wheel = read_wheel(reader, file, digest, image, places, params.get("records", ()), params.get("tags", ()))
             context.log(f"{file}: {len(wheel.files)} files"
                         + (f", {wheel.left_out} left out" if wheel.left_out else "")
                         + (f", {wheel.waived} not as RECORD says (waived)" if wheel.waived else ""))

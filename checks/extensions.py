@@ -23,7 +23,7 @@ def run(inputs: CheckInputs) -> list[Finding]:
     """Findings with the extension's path below the site directory as subject, or `vllm` for the whole."""
     facts = inputs.facts
     site, machine = facts["site"], facts["machine"]
-    vllm = next((package for package in packages(inputs) if package["name"] == "vllm"), None)
+    vllm = next((package for package in packages(inputs) if package["name"] == facts["package"]), None)
     if vllm is None:
         return [Finding("error", "vllm", "the layer has no vLLM", "vllm", "lock again")]
     if vllm["version"] != facts["version"]:
@@ -39,7 +39,8 @@ def run(inputs: CheckInputs) -> list[Finding]:
             if entry is None or entry["type"] != "file":
                 found.append(Finding("error", row["file"], f"missing: {row['why']}", f"/{site}/{row['file']}",
                                      "take a vLLM that was built for CUDA and this device"))
-        required = {f"{site}/{row['file']}" for row in facts["rows"]}
+        # Builds of one extension for several CPUs are libraries: their module has one name for all of them.
+        required = {f"{site}/{row['file']}" for row in facts["rows"] if not row["operator"]}
         for path, entry in layer.entries.items():
             if entry["type"] == "file" and (path.endswith(".so") or ".so." in path or path in required):
                 bad = _judge(layer, path, path.removeprefix(f"{site}/"), machine)

@@ -39,6 +39,8 @@ def wheel_set(target: Data, lock: Data) -> dict[str, Any]:
         "machine": machine(target), "python": lock["python"]["version"], "site": lock["python"]["site"],
         "requirements": sorted(item if isinstance(item, str) else item["requirement"] for item in wanted),
         "cuda": str(target["device"].get("cuda", "none")).partition(".")[0].replace("none", ""),
+        **({"excluded": sorted(entry["wheel"] for entry in left_out)}
+           if (left_out := target.get("wheels", {}).get("excluded", ())) else {}),
         "pairs": [_without_source(row) for row in table["pairs"]],
         "same_version": [_without_source(row) for row in table["same_version"]], "leaks": table["leaks"],
     }
@@ -53,20 +55,21 @@ def python(target: Data, lock: Data) -> dict[str, Any]:
 def extensions(target: Data, lock: Data) -> dict[str, Any]:
     """Only the rows for this version and device: a row added for another one leaves the verdict alone."""
     capability = str(target["device"].get("compute_capability", ""))
-    version = _vllm(lock)
-    rows = _releases(EXTENSIONS, version)
+    package, version = distribution(target), _vllm(target, lock)
+    rows = _releases(EXTENSIONS, version, package)
     return {
         "machine": machine(target), "site": lock["python"]["site"], "python": lock["python"]["version"],
-        "version": version, "known": rows is not None,
-        "rows": [{"file": row["file"], "why": row["why"]} for row in (rows or {}).get("extensions", ())
+        "package": package, "version": version, "known": rows is not None,
+        "rows": [{"file": row["file"], "why": row["why"], "operator": row.get("operator", "")}
+                 for row in (rows or {}).get("extensions", ())
                  if capability in row.get("capabilities", [capability])],
     }
 
 
 def device_code(target: Data, lock: Data) -> dict[str, Any]:
     """`rows`: extensions that must have code for the device; `others`: those that need not, with why."""
-    found, version = device(target), _vllm(lock)
-    capability, release_ = found["capability"], _releases(EXTENSIONS, version)
+    found, version = device(target), _vllm(target, lock)
+    capability, release_ = found["capability"], _releases(EXTENSIONS, version, distribution(target))
     rows, others = [], list((release_ or {}).get("others", ()))
     for row in (release_ or {}).get("extensions", ()):
         if capability in row.get("unserved", ()):
@@ -184,14 +187,20 @@ def load(target: Data, lock: Data) -> dict[str, Any]:
         "machine": machine(target), "site": python["site"], "executable": python["executable"],
         "environment": environment(target, lock),
         "base": [layer["digest"] for layer in base["layers"]] if base["kind"] == "image" else [],
-        "rows": [{"module": row["file"].partition(".")[0].replace("/", "."), "file": row["file"]}
+        "rows": [{"module": row["file"].partition(".")[0].replace("/", "."), "file": row["file"],
+                  **({"operator": row["operator"]} if row["operator"] else {})}
                  for row in extensions(target, lock)["rows"]],
-        "wheels": sorted(_distributions(lock) & {"torch", "torchvision", "vllm"}),
+        "wheels": [*sorted(_distributions(lock) & {"torch", "torchvision"}),
+                   *(["vllm"] if _vllm(target, lock) else [])],
         "stubs": [{"name": row["name"], "symbols": row["symbols"], "value": row["value"]}
                   for row in _table(LIBRARIES)["driver"] if "value" in row],
         "emulator": [{key: deb[key] for key in ("name", "version", "architecture", "sha256")}
                      for deb in lock.get("emulator", {}).get("debs", ())],
     }
+
+
+def backend_imports(target: Data, lock: Data) -> dict[str, Any]:
+    return {"site": lock["python"]["site"], "version": _vllm(target, lock)}
 
 
 def advisories(target: Data, lock: Data) -> dict[str, Any]:
@@ -222,6 +231,7 @@ def image(target: Data, lock: Data) -> dict[str, Any]:
               "io.stagecraft.python": python["version"]}
     return {
         "site": python["site"], "python": python["version"], "executable": python["executable"],
+        "vllm": distribution(target),
         "cuda": "" if cuda == "none" else cuda, "driver": "" if floor == "none" else floor,
         "arch_list": str(device.get("arch_list", "")),
         "labels": {name: text for name, text in labels.items() if text != "none"},
@@ -309,10 +319,16 @@ def environment(target: Data, lock: Data) -> dict[str, str]:
                         for name, text in target["image"]["environment"].items()}}
 
 
-def _vllm(lock: Data) -> str:
+def distribution(target: Data) -> str:
+    """The distribution that holds the package vllm of a target: `vllm`, or another that the target names."""
+    return str(target.get("vllm", {}).get("package", "vllm"))
+
+
+def _vllm(target: Data, lock: Data) -> str:
     """The version of the locked vLLM; empty without one."""
+    name = distribution(target)
     return next((str(one["version"]) for one in (*lock["wheels"], *lock.get("sources", ()))
-                 if one["name"] == "vllm"), "")
+                 if one["name"] == name), "")
 
 
 def _distributions(lock: Data) -> set[str]:
@@ -384,9 +400,15 @@ def _digest(path: Path) -> str:
     return canonical.sha256(path.read_bytes())
 
 
-def _releases(table: str, version: str) -> dict[str, Any] | None:
-    """The entry of a table's `releases` that `version` falls into: `since` <= version < `before`."""
+def _releases(table: str, version: str, package: str = "") -> dict[str, Any] | None:
+    """The entry of a table's `releases` that `version` falls into: `since` <= version < `before`.
+
+    Args:
+        package: where a table has rows of several; a row that names none is of `vllm`.
+    """
     for row in _table(table)["releases"]:
+        if package and row.get("package", "vllm") != package:
+            continue
         if version and release(row["since"]) <= release(version) < release(row["before"]):
             return dict(row)
     return None

@@ -26,8 +26,7 @@ from checks.verdict import CheckInputs, Finding
 MOST_LAYERS = 127
 
 #: Label to the package whose version it states.
-_VERSIONS = {"io.stagecraft.torch": "torch", "io.stagecraft.vllm": "vllm",
-             "io.stagecraft.triton": "triton-inference-server"}
+_VERSIONS = {"io.stagecraft.torch": "torch", "io.stagecraft.triton": "triton-inference-server"}
 
 _RUNTIME = re.compile(r"libcudart(-[0-9a-f]{8})?\.so\.(\d+)\.(\d+)(\.\d+)*")
 
@@ -54,7 +53,7 @@ def run(inputs: CheckInputs) -> list[Finding]:
             *image_environment.shadows(environment, paths, facts["site"]),
             *image_environment.preloads(environment, paths),
             *labels(config.get("config", {}).get("Labels") or {}, facts["labels"],
-                    [*packages(inputs), *packages(inputs, "generic")]),
+                    [*packages(inputs), *packages(inputs, "generic")], facts["vllm"]),
             *locked(packages(inputs), facts["wheels"]),
         ]
         if facts["executable"].lstrip("/") not in paths:
@@ -96,17 +95,18 @@ def layers(manifest: Mapping[str, Any], config: Mapping[str, Any], digest: str, 
 
 
 def labels(written: Mapping[str, str], expected: Mapping[str, str],
-           listed: Iterable[Mapping[str, Any]]) -> list[Finding]:
+           listed: Iterable[Mapping[str, Any]], vllm: str = "vllm") -> list[Finding]:
     """Judge labels by the target, the lock and the packages in the layers. Pure. Subject: `label: <name>`.
 
     Args:
         expected: label to text as target and lock have it.
         listed: packages of all layers.
+        vllm: the one among them that holds the package vllm.
     """
     versions = {package["name"]: package["version"] for package in listed}
     found = [_label(name, written.get(name, ""), text, "the target and its lock say")
              for name, text in expected.items() if written.get(name, "") != text]
-    for name, package in _VERSIONS.items():
+    for name, package in {**_VERSIONS, "io.stagecraft.vllm": vllm}.items():
         if not _same(written.get(name, ""), versions.get(package, "")):
             truth = versions.get(package, "")
             found.append(_label(name, written.get(name, ""), truth, f"the {package} in the layers is"))

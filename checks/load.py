@@ -86,12 +86,17 @@ def planned(facts: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The steps, in order. `needed`: without it nothing after it means anything."""
     site = f"/{facts['site']}"
     steps: list[dict[str, Any]] = [{"name": "torch", "kind": "import", "needed": True}]
-    steps += [{"name": row["module"], "kind": "extension", "file": f"{site}/{row['file']}"} for row in facts["rows"]]
+    steps += [{"name": row["module"], "kind": "extension", "file": f"{site}/{row['file']}"} for row in facts["rows"]
+              if "operator" not in row]
     if "torchvision" in facts["wheels"]:
         steps.append({"name": "torchvision::nms", "kind": "operator", "module": "torchvision",
                       "namespace": "torchvision", "operator": "nms", "libraries": ["_C.so"]})
     if "vllm" in facts["wheels"]:
         steps += [{"name": "vllm", "kind": "import"}, {"name": "vllm._custom_ops", "kind": "import"}]
+        # Of several builds of one extension vLLM loads the one for the CPU; all say the same operators.
+        steps += [{"name": f"_C::{operator}", "kind": "operator", "module": "vllm._custom_ops", "namespace": "_C",
+                   "operator": operator, "libraries": []}
+                  for operator in sorted({row["operator"] for row in facts["rows"] if "operator" in row})]
     return steps
 
 

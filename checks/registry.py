@@ -15,7 +15,7 @@ from checks import facts, triton_releases
 WHEEL_STAGES = ("cuda", "torch", "deps", "vllm")
 
 #: All stages that make layers of an image, lowest first.
-LAYER_STAGES = ("base", *WHEEL_STAGES, "links", "triton", "serve")
+LAYER_STAGES = ("base", *WHEEL_STAGES, "links", "triton", "backend", "serve")
 
 
 @dataclass(frozen=True)
@@ -75,6 +75,8 @@ CHECKS: tuple[Check, ...] = (
           (("triton", "index"), ("triton", "packages"), *_of("packages")), facts.triton_stub, "checks.triton_stub:run"),
     Check("triton-pair", 1, "Triton's server and backend go with this Python, CUDA and vLLM", ("triton",),
           (("triton", "packages"),), triton_releases.pair, "checks.triton_pair:run"),
+    Check("backend-imports", 1, "what Triton's vLLM backend imports of vLLM is there", ("backend",),
+          (("backend", "index"), ("vllm", "index")), facts.backend_imports, "checks.backend_imports:run"),
     Check("closure", 3, "every library that a file asks for is there, where the loader finds it", LAYER_STAGES,
           (*_ALL_FILES, *_of("packages")), facts.closure, "checks.closure:run"),
     Check("abi", 1, "every symbol that a library leaves undefined is in what is loaded with it", LAYER_STAGES,

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -44,7 +44,8 @@ def run(inputs: CheckInputs) -> list[Finding]:
     readers = {stage: LayerReader(inputs.store, inputs.outputs[f"{stage}/index"]) for stage in stages}
     try:
         return [
-            *requirements(listed, wanted, environment(facts["machine"], facts["python"]), errors),
+            *requirements(listed, wanted, environment(facts["machine"], facts["python"]), errors,
+                          facts.get("excluded", ())),
             *pairs(installed, facts["pairs"]), *same_version(installed, facts["same_version"]),
             *variants(installed, facts["cuda"]),
             *prereleases(listed, wanted), *hidden_files(readers, site),
@@ -77,12 +78,14 @@ def environment(machine: str, python: str) -> dict[str, str]:
 
 
 def requirements(listed: Iterable[Mapping[str, Any]], wanted: Iterable[str], target: Mapping[str, str],
-                 errors: Mapping[tuple[str, str], str] | None = None) -> list[Finding]:
+                 errors: Mapping[tuple[str, str], str] | None = None,
+                 excluded: Collection[str] = ()) -> list[Finding]:
     """Judge a set of packages (entries of `packages`). Pure.
 
     Args:
         wanted: requirements of the target itself; their extras count.
         errors: (package, what it requires) to what is seen on the device when that is broken.
+        excluded: packages that the target leaves out, though others require them.
 
     Subjects: `<package>: <requirement>` (`opencv-python-headless: numpy>=2`, canonical names, without extras and
     marker), `<package>: python<specifier>`, `<package>: installed twice`, `target: <requirement>`.
@@ -107,7 +110,17 @@ def requirements(listed: Iterable[Mapping[str, Any]], wanted: Iterable[str], tar
             found += _python(package, target)
         for text in package.get("requires_dist", ()):
             found += _require(name, text, extra, installed, target, waiting, seen)
-    return sorted({_with_error(finding, errors or {}) for finding in found}, key=lambda finding: finding.subject)
+    left_out = {name for name in excluded if name not in installed}
+    return sorted({_with_error(_left_out(finding, left_out), errors or {}) for finding in found},
+                  key=lambda finding: finding.subject)
+
+
+def _left_out(finding: Finding, names: Collection[str]) -> Finding:
+    """What the target left out with a reason is told, and blocks nothing."""
+    asked = re.fullmatch(r".+: ([\w.-]+?)([^\w.-].*)?", finding.subject)
+    if asked and asked[1] in names:
+        return replace(finding, severity="info", message=f"{finding.message}: the target leaves it out", cure="")
+    return finding
 
 
 def _with_error(finding: Finding, errors: Mapping[tuple[str, str], str]) -> Finding:

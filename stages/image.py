@@ -17,7 +17,7 @@ from stages.gates import checks_of
 from stages.graph import DataInput, FileInput, Input, SourceInput, Stage, StageInput
 from stages.layers import platform
 from stages.lockfile import Lock
-from stages.target import PLACEHOLDER, Target
+from stages.target import OWN_LAYERS, PLACEHOLDER, Target, distribution
 from stages.waivers import exceptions
 
 
@@ -112,9 +112,9 @@ def labels(target: Target, lock: Lock, layers: Sequence[Stage]) -> dict[str, str
         "io.stagecraft.driver-floor": device["driver_floor"],
         "io.stagecraft.python": lock.python["version"],
     }
-    for name in ("torch", "vllm"):
-        if name in versions:
-            found[f"io.stagecraft.{name}"] = versions[name]
+    for name in OWN_LAYERS:
+        if (wheel := distribution(target.data, name)) in versions:
+            found[f"io.stagecraft.{name}"] = versions[wheel]
     for package in lock.sources:
         source = package.source
         found[f"io.stagecraft.{package.name}.from"] = \

@@ -18,7 +18,7 @@ from stages.checking import Weighed, weigh
 from stages.lockfile import Lock
 from stages.preflight_rules import Foreseen, Move, judge
 from stages.project import Project
-from stages.target import Target
+from stages.target import OWN_LAYERS, Target, distribution
 
 if TYPE_CHECKING:
     from stages.tasks import Session
@@ -138,7 +138,7 @@ def pin(target: Target, name: str) -> str:
     data, file = target.data, target.files[0]
     if "." in name:  # a key of the target, not a wheel
         return f"{name} in {file}"
-    places = [f"{name}.version"] if name in ("torch", "vllm") and name in data else []
+    places = [f"{section}.version" for section in OWN_LAYERS if section in data and distribution(data, section) == name]
     overrides = [entry["requirement"] for entry in data["wheels"]["overrides"]]
     parts = {"overrides": overrides, "requirements": data["wheels"]["requirements"]}
     places += [f"wheels.{part}" for part, lines in parts.items() if any(named(line) == name for line in lines)]

@@ -81,7 +81,7 @@ class _Situation:
     def __init__(self, candidate: Candidate, target: Data, lock: Data) -> None:
         self.target, self.lock, self.machine = target, lock, candidate.machine
         self.wheels, self.strange = candidate.wheels, candidate.strange
-        self.torch, self.vllm = candidate.wheels.get("torch"), candidate.wheels.get("vllm")
+        self.torch, self.vllm = candidate.wheels.get("torch"), candidate.wheels.get(facts.distribution(target))
         cuda = str(target["device"].get("cuda", "none"))
         self.cuda = "" if cuda == "none" else cuda
         self.table = torch_abi.known(candidate.machine)
@@ -91,7 +91,8 @@ class _Situation:
 
     def device_code(self, vllm: str) -> Mapping[str, Any]:
         """What the check `device-code` goes by, for a vLLM."""
-        return facts.device_code(self.target, {**self.lock, "wheels": [{"name": "vllm", "version": vllm}]})
+        wheel = {"name": facts.distribution(self.target), "version": vllm}
+        return facts.device_code(self.target, {**self.lock, "wheels": [wheel]})
 
     def is_cpu(self) -> bool:
         """True if this torch is a CPU build."""
@@ -132,7 +133,7 @@ def _set(it: _Situation) -> Iterator[Foreseen]:
     environment = wheel_set.environment(given["machine"], given["python"])
     # What is compiled is there for those that require it; what it requires itself the built wheel says.
     compiled = [{"name": one["name"], "version": one["version"]} for one in it.lock.get("sources", ())]
-    for finding in wheel_set.requirements([*listed, *compiled], wanted, environment, errors):
+    for finding in wheel_set.requirements([*listed, *compiled], wanted, environment, errors, given.get("excluded", ())):
         yield Foreseen("wheel-set", finding, _move_for(it, finding.subject))
     for finding in (*pairs(packages, given["pairs"]), *prereleases(listed, wanted)):
         yield Foreseen("wheel-set", finding)

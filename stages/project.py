@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from cache import canonical
 from cache.store import Store
-from stages import base, cuda, deps, image, links, torch, triton, vllm
+from stages import backend, base, cuda, deps, image, links, torch, triton, vllm
 from stages.graph import Graph, Stage
 from stages.lockfile import Lock
 from stages.lockfile import load as load_lock
@@ -89,6 +89,8 @@ def graph(target: Target, lock: Lock, root: Path) -> Graph:
         *(stage for module in (cuda, torch, deps, vllm) if (stage := module.stage(target, lock)) is not None),
         *([names] if (names := links.stage(target, lock, root)) is not None else ()),
         *triton.stages(target, lock, root),
+        *([served] if (served := backend.stage(target, root)) is not None else ()),
+        *triton.serve(target, lock, root),
     ]
     if not lock.sources:
         return Graph(target.name, (*layers, *image.stages(target, lock, layers)))

@@ -404,6 +404,9 @@ class _Parts:
         data = self.target.data
         compiled = {package.name for package in sources} | set(skipped)
         pinned = {name: data[name] for name in ("torch", "vllm") if name in data and name not in compiled}
+        if "package" in pinned.get("vllm", {}):
+            vllm = pinned.pop("vllm")
+            pinned[vllm["package"]] = vllm
         requirements = [f"{name}=={part['version']}" for name, part in pinned.items()]
         requirements += [line for package in sources for line in package.requirements]
         alone = [f"nvidia-pytriton=={data['triton']['version']}"] if "triton" in data else []
@@ -418,7 +421,8 @@ class _Parts:
             requirements=(*requirements, *data["wheels"]["requirements"]),
             overrides=(*(entry["requirement"] for entry in data["wheels"]["overrides"]),
                        # What is compiled is asked of no index, whoever requires it.
-                       *(f"{name} ; python_version < '0'" for name in sorted(compiled))),
+                       *(f"{name} ; python_version < '0'" for name in sorted(compiled)),
+                       *(f"{entry['wheel']} ; python_version < '0'" for entry in data["wheels"].get("excluded", ()))),
             constraints=(), python=python["version"], machine=ARCHITECTURES[self.target.architecture],
             glibc=min(python["glibc"], data["python"]["glibc"], key=lambda v: tuple(map(int, v.split(".")))),
             index_of={name: index for name, index in index_of.items() if index != "default"}, alone=tuple(alone))

@@ -102,17 +102,21 @@ SCHEMA = Fields(
         "packages": MapOf(_REASON, r"[a-z0-9][a-z0-9.+-]+"),
         "alternatives": MapOf(Text(r"/.+", "an absolute path"), r"[\w+.-]+"),
         "torch": Fields({"version": _VERSION, "index": _NAME}, required=("version",), defaults={"index": "default"}),
-        "vllm": Fields({"version": _VERSION, "from": Text(choices=("wheel", "source", "auto")), "index": _NAME},
+        "vllm": Fields({"version": _VERSION, "from": Text(choices=("wheel", "source", "auto")), "index": _NAME,
+                        "package": _NAME},  # no default: locks that are there stay good
                        required=("version",), defaults={"from": "wheel", "index": "default"}),
         "sources": _SOURCES,
         "triton": Fields({"version": _VERSION, "from": Text(choices=("pytriton",)), "index": _NAME,
-                          "bind": Text(r"[0-9a-fA-F:.]+", "an IP address")},
+                          "bind": Text(r"[0-9a-fA-F:.]+", "an IP address"),
+                          "backend": Text(choices=("stagecraft", "none"))},
                          required=("version",), defaults={"from": "pytriton", "index": "default", "bind": "127.0.0.1"}),
         "device_code": Fields({"policy": Text(choices=("loadable", "native"))}, required=("policy",)),
         "wheels": Fields({
             "requirements": ListOf(_REQUIREMENT),
             "overrides": ListOf(Fields({"requirement": _REQUIREMENT, "reason": _REASON},
                                        required=("requirement", "reason"))),
+            "tags": ListOf(Fields({"wheel": _NAME, "reason": _REASON}, required=("wheel", "reason"))),
+            "excluded": ListOf(Fields({"wheel": _NAME, "reason": _REASON}, required=("wheel", "reason"))),
             "collisions": ListOf(Fields({"path": Text(), "winner": _NAME, "reason": _REASON},
                                         required=("path", "winner", "reason"))),
             "indexes": MapOf(_NAME, r"[a-z0-9]([a-z0-9-]*[a-z0-9])?"),  # no default: locks that are there stay good
@@ -192,9 +196,11 @@ class Target:
         """
         wheels = self.data["wheels"]
         asked = {**self.data, "packages": sorted(self.data["packages"]),
-                 "triton": {k: v for k, v in self.data.get("triton", {}).items() if k != "bind"},
+                 "triton": {k: v for k, v in self.data.get("triton", {}).items() if k not in ("bind", "backend")},
                  "wheels": {"requirements": wheels["requirements"],
-                            "overrides": [entry["requirement"] for entry in wheels["overrides"]]}}
+                            "overrides": [entry["requirement"] for entry in wheels["overrides"]],
+                            **({"excluded": sorted(entry["wheel"] for entry in wheels["excluded"])}
+                               if "excluded" in wheels else {})}}
         found = {part: {key: asked[key] for key in fields if key in asked} for part, fields in REQUEST_FIELDS.items()}
         if self.recipes:
             device = self.data["device"]
@@ -276,7 +282,8 @@ def load(root: Path, name: str) -> Target:
         merged = merge(merged, document)
     data = SCHEMA.check(merged.data, merged, ())
     data.pop("extends", None)
-    data.setdefault("layers", {**{name: [name] for name in OWN_LAYERS if name in data}, "deps": ["*"]})
+    data.setdefault("layers", {**{name: [distribution(data, name)] for name in OWN_LAYERS if name in data},
+                               "deps": ["*"]})
     _consistent(data, merged)
     _layers(data, merged)
     _image(data["image"], merged)
@@ -329,6 +336,9 @@ def _recipes(data: dict[str, Any], document: Document, root: Path) -> dict[str, 
     packages: dict[str, Any] = dict(described["packages"])
     if "vllm" in data:
         at = ("sources", "packages", "vllm")
+        if data["vllm"]["from"] != "wheel" and "package" in data["vllm"]:
+            raise InputError("vllm comes from source, and its section names a wheel",
+                             where=document.place(("vllm", "package")), cure="leave package out, or set from: wheel")
         if data["vllm"]["from"] == "wheel" and "vllm" in packages:
             raise InputError("vllm is taken as a wheel", where=document.place(at),
                              cure="set vllm.from to source or auto, or leave this out")
@@ -415,6 +425,11 @@ def _compiled(name: str, package: Mapping[str, Any], data: Mapping[str, Any], do
                          cure=f"add a section {name} with its version, and from: source")
 
 
+def distribution(data: Mapping[str, Any], section: str) -> str:
+    """The wheel of a section torch or vllm: it has the section's name unless that says otherwise."""
+    return str(data.get(section, {}).get("package", section))
+
+
 def layer_rules(patterns: Mapping[str, list[str]]) -> list[tuple[str, str]]:
     """`(pattern, layer)`, first come first served: exact names before patterns, longer patterns before shorter."""
     return sorted(((pattern, layer) for layer, listed in patterns.items() for pattern in listed),
@@ -431,12 +446,13 @@ def _layers(data: Mapping[str, Any], document: Document) -> None:
     for name in OWN_LAYERS:
         if name in data["layers"] and name not in data:
             raise InputError(f"layer {name!r} without a section {name!r}", where=document.place(("layers", name)))
-        taken = layer_of(name, rules)
+        wheel = distribution(data, name)
+        taken = layer_of(wheel, rules)
         if name in data and taken != name:
-            raise InputError(f"the wheel {name} is not in the layer {name}, where its check reads it",
-                             where=document.place(("layers",)), expected=f"{name}: [{name}] in layers",
+            raise InputError(f"the wheel {wheel} is not in the layer {name}, where its check reads it",
+                             where=document.place(("layers",)), expected=f"{name}: [{wheel}] in layers",
                              found=f"layer {taken} takes it" if taken else "no layer takes it",
-                             cure=f"add {name}: [{name}], or leave out layers altogether")
+                             cure=f"add {name}: [{wheel}], or leave out layers altogether")
 
 
 def _image(described: Mapping[str, Any], document: Document) -> None:

@@ -45,8 +45,8 @@ REPORTS = ("plan", "why", "log", "check", "coverage", "preflight")
 
 #: Names that stages may have; `./doit list` shows them even for a checkout in which no target has them all.
 STAGES = ("base-facts", "base", "cuda", "torch", "vllm-source", "vllm-compiler", "vllm-toolkit", "vllm-requires",
-          "vllm-expected", "vllm-extensions", "vllm-wheel", "deps", "vllm", "links", "triton", "serve", "image",
-          "attest")
+          "vllm-expected", "vllm-extensions", "vllm-wheel", "deps", "vllm", "links", "triton", "backend", "serve",
+          "image", "attest")
 #: What the stages of any package from source are called behind its name.
 PARTS = ("source", "compiler", "toolkit", "requires", "expected", "extensions", "wheel")
 

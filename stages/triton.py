@@ -42,6 +42,14 @@ def stages(target: Target, lock: Lock, root: Path) -> list[Stage]:
               {"python": lock.python["version"], "root": ROOT, "version": wheel.version},
               {"wheel": FileInput("wheel", wheel), "layout": DataInput(content, canonical.sha256(content))},
               labels=labels(row, wheel.version)),
+    ]
+
+
+def serve(target: Target, lock: Lock, root: Path) -> list[Stage]:
+    """What starts the server."""
+    if "triton" not in target.data:
+        return []
+    return [
         Stage("serve", "entrypoint and its settings", BUILDERS["files-layer"], platform(target),
               {"files": [{"path": "opt/stagecraft/entrypoint", "template": "entrypoint", "mode": 0o755},
                          {"path": "opt/stagecraft/healthcheck", "copy": "healthcheck", "mode": 0o755},

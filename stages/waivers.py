@@ -19,10 +19,12 @@ NOTICE = 30
 
 
 def exceptions(target: Target) -> list[Mapping[str, str]]:
-    """Overrides, records, collisions and waivers, in this order, each with `reason` and perhaps `expires`."""
+    """All of a target's, in a fixed order, waivers last, each with `reason` and perhaps `expires`."""
     wheels = target.data["wheels"]
     return [
         *({"override": entry["requirement"], "reason": entry["reason"]} for entry in wheels["overrides"]),
+        *({"excluded": entry["wheel"], "reason": entry["reason"]} for entry in wheels.get("excluded", ())),
+        *({"tags": entry["wheel"], "reason": entry["reason"]} for entry in wheels.get("tags", ())),
         *({"record": f"{entry['wheel']}: {entry['path']}", "reason": entry["reason"]} for entry in wheels["records"]),
         *({"collision": entry["path"], "winner": entry["winner"], "reason": entry["reason"]}
           for entry in wheels["collisions"]),

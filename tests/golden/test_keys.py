@@ -48,9 +48,10 @@ KEYS = {
     "vllm": "sha256:ad163340d83a9d2ee2522860b55d7cdf4fa729f0b14ca9a11439629e0d04facc",
     "links": "sha256:becb4f5217517d8797dc43447e604cded179d188b16035ca6a25ffea7def8b35",
     "triton": "sha256:524808ef5f5fedc0c0bd006ad2cb87edbba0993c1b299070266775b91b5ab0ce",
+    "backend": "sha256:75427055ee351c2f33c69e675e864aca63d3905d3fb7eb88c9360700a590d2dc",
     "serve": "sha256:8e4d8a31189b5a6595cdaab2ce3414431c41bb33c41d0bb60e97b8d41014d628",
-    "image": "sha256:bf49a3bfa4402ed6d1aa975f588d0121b6bacdfee6d4af61026f42f821000d25",
-    "attest": "sha256:9f723a8ca704857307aa6bf2d066092aea2a08cadcfb5b0dc0bcbf1297865ce2",
+    "image": "sha256:a791ffd895c0332cdd5091905e7dfe331237f04a0ca8ee6e21030cb7ccf7c75f",
+    "attest": "sha256:96c07e2dc2803530c4d0fa7fb37bedfbfbb51ea2a6c16a43977fe6f8549e8f2d",
 }
 
 
@@ -80,6 +81,9 @@ def golden(tmp_path: Path) -> Graph:
     (root / "templates" / "entrypoint.sh.j2").write_text("fixed\n")
     for name in ("healthcheck.py", "repository.py"):
         (root / "triton" / "serve" / name).write_text("fixed\n")
+    for path in (root / "triton" / "backend").iterdir():
+        path.unlink()
+    (root / "triton" / "backend" / "model.py").write_text("fixed\n")
     (root / "templates" / "libcuda.txt").write_text("# fixed\ncuInit\n")
     (root / "triton" / "pytriton-layout.yaml").write_text(TABLE)
     return graph(load(root, "golden"), parse(json.dumps(LOCK), "golden.lock.json"), root)
