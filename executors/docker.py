@@ -14,7 +14,7 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,11 +38,12 @@ _ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 
 @dataclass(frozen=True)
 class Docker:
-    """Runs processes in an engine; `client` is one of the Docker SDK."""
+    """Runs processes in an engine; `client` is one of the Docker SDK; `gpu`: with all GPUs of the engine's machine."""
 
     store: Store
     client: Any
     emulator: Emulator | None = None
+    gpu: bool = False
 
     @classmethod
     def connected(cls, store: Store, emulator: Emulator | None = None) -> Docker:
@@ -147,6 +148,8 @@ class Docker:
             options["nano_cpus"] = limits.cpus * 10**9
         if limits.pids:
             options["pids_limit"] = limits.pids
+        if self.gpu:
+            options |= gpu_options(self.client.info())
         return self.client.containers.create(
             image, list(process.command[1:]), entrypoint=[process.command[0]], user=f"{USER}:{USER}",
             working_dir="/build", environment=process.variables(), network_mode="none", hostname=HOSTNAME,
@@ -193,6 +196,33 @@ class Docker:
             _get(container, name, scratch / "build")
         return Outcome(None if stopped else status, stopped or reason_of(status), time.monotonic() - started, how,
                        collect(process, scratch / "build"), last)
+
+
+def gpu_options(info: Mapping[str, Any]) -> dict[str, Any]:
+    """What gives a container all GPUs: by CDI where the engine knows NVIDIA's devices, else NVIDIA's runtime.
+
+    Also shared memory as vLLM's processes want it, and the groups that a Jetson's device nodes belong to.
+
+    Raises:
+        ToolError: the engine has neither.
+    """
+    from docker.types import DeviceRequest
+
+    options: dict[str, Any] = {"shm_size": 1 << 30, "group_add": _device_groups()}
+    known = [str(device.get("ID", "")) for device in info.get("DiscoveredDevices") or ()]
+    if any(name.startswith("nvidia.com/gpu=") for name in known):
+        return options | {"device_requests": [DeviceRequest(driver="cdi", device_ids=["nvidia.com/gpu=all"])]}
+    if "nvidia" in (info.get("Runtimes") or {}):
+        return options | {"runtime": "nvidia", "device_requests": [DeviceRequest(count=-1, capabilities=[["gpu"]])]}
+    raise ToolError("the Docker engine knows no NVIDIA GPU", where="docker info",
+                    expected="the runtime nvidia, or CDI devices nvidia.com/gpu",
+                    cure="sudo nvidia-ctk runtime configure --runtime=docker && sudo systemctl restart docker")
+
+
+def _device_groups() -> list[str]:
+    """Numbers of the groups that the GPU's device nodes of this machine belong to, root's left out."""
+    nodes = [path for pattern in ("nvidia*", "nvhost*", "nvmap", "dri/*") for path in Path("/dev").glob(pattern)]
+    return sorted({str(path.stat().st_gid) for path in nodes if not path.is_dir()} - {"0"})
 
 
 def _read(stream: Iterator[bytes], lines: queue.Queue[str]) -> None:

@@ -215,11 +215,11 @@ def run(session: Session, target: str, as_json: bool = False, junit: str = "", s
     if junit:
         from stages.junit import junit_xml
 
-        _write(place(junit), junit_xml(report))
+        write(place(junit), junit_xml(report))
     if sarif:
         from stages.sarif import sarif_json
 
-        _write(place(sarif), sarif_json(report))
+        write(place(sarif), sarif_json(report))
     session.report.line_break()
     show(report.to_json(), text(report), as_json)
     problems = [judged.problem for judged in report.of("error") if judged.problem is not None]
@@ -232,7 +232,7 @@ def run(session: Session, target: str, as_json: bool = False, junit: str = "", s
         raise problems[-1]
 
 
-def _write(path: Path, content: str) -> None:
+def write(path: Path, content: str) -> None:
     """A report, whole or not at all."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:

@@ -69,6 +69,16 @@ CHECK_OPTIONS = [
     option("strict", "a check that was skipped counts as failed", default=False, kind=bool),
 ]
 
+SMOKE_OPTIONS = [
+    option("junit", "write the report as JUnit XML into this file"),
+    option("executor", "sandbox or docker; by default the first that works"),
+    option("on-device", "real vLLM with this device's GPU, in Docker", default=False, kind=bool),
+    option("stand-in", "a stand-in for vLLM, even where that could run", default=False, kind=bool),
+    option("seconds", "limit of the whole run", default=0, kind=int),
+    option("memory", "limit of the whole run in GiB", default=0, kind=int),
+    option("keep-failed", "if a case fails, keep what it ran in", default=False, kind=bool),
+]
+
 
 def options(verb: str) -> dict[str, Any]:
     """doit `params` (and `pos_arg`) of a verb."""
@@ -87,6 +97,8 @@ def options(verb: str) -> dict[str, Any]:
         found["pos_arg"] = "names"
     if verb == "check":
         found["params"] += CHECK_OPTIONS
+    if verb == "smoke":
+        found["params"] += SMOKE_OPTIONS
     if verb == "log":
         found["params"] += [WHOLE]
     if verb in (*DELIVERIES, "coverage"):
@@ -121,6 +133,14 @@ def action(session: Session, verb: str, target: str) -> Callable[..., Any]:
             checking.run(session, target, as_json, junit, sarif, strict)
 
         return check
+    if verb == "smoke":
+        def smoke(as_json: bool, junit: str, keep_failed: bool, **choices: Any) -> None:
+            from stages import smoke as smoking
+
+            session.keep_failed = keep_failed
+            smoking.run(session, target, as_json, junit, choices)
+
+        return smoke
     if verb == "rebuild":
         return rebuild_of(session, target, "")
     if verb == "shell":

@@ -7,6 +7,7 @@ There is no standard; what is written is what their readers agree on: `testsuite
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from xml.etree import ElementTree as Xml
 
 from stages.checking import CheckReport, Judged, Weighed
@@ -20,18 +21,23 @@ def junit_xml(report: CheckReport) -> str:
     skipped = len(report.of("skipped")) if not report.strict else 0
     failures = len(report.blocking) - len(report.of("error"))
     counts = {"tests": str(len(report.checks)), "failures": str(failures), "errors": str(len(report.of("error"))),
-              "skipped": str(skipped), "time": _seconds(sum(judged.seconds for judged in report.checks))}
-    root = Xml.Element("testsuites", {"name": "stagecraft", **counts})
-    suite = Xml.SubElement(root, "testsuite", {"name": f"check:{report.target}", **counts})
+              "skipped": str(skipped), "time": seconds(sum(judged.seconds for judged in report.checks))}
+    root, suite = document(f"check:{report.target}", counts)
     for judged in report.checks:
         _case(suite, judged, report)
     Xml.indent(root)
     return '<?xml version="1.0" encoding="UTF-8"?>\n' + Xml.tostring(root, encoding="unicode") + "\n"
 
 
+def document(name: str, counts: Mapping[str, str]) -> tuple[Xml.Element, Xml.Element]:
+    """The root of a report with one suite, and that suite."""
+    root = Xml.Element("testsuites", {"name": "stagecraft", **counts})
+    return root, Xml.SubElement(root, "testsuite", {"name": name, **counts})
+
+
 def _case(suite: Xml.Element, judged: Judged, report: CheckReport) -> None:
     case = Xml.SubElement(suite, "testcase", {"classname": f"stagecraft.{report.target}", "name": judged.check.id,
-                                              "time": _seconds(judged.seconds)})
+                                              "time": seconds(judged.seconds)})
     if judged.problem is not None:
         _add(case, "error", judged.problem.message, judged.problem.diagnostics(), judged.problem.code)
     elif judged.state == "failed":
@@ -46,7 +52,7 @@ def _case(suite: Xml.Element, judged: Judged, report: CheckReport) -> None:
     rest = [_line(one) for one in judged.findings if not one.blocks and judged.state != "skipped"]
     rest += [f"warning: the waiver of {waiver['subject']!r} covers nothing" for waiver in judged.unused]
     if rest:
-        Xml.SubElement(case, "system-out").text = _clean("\n".join(rest))
+        Xml.SubElement(case, "system-out").text = clean("\n".join(rest))
 
 
 def _line(one: Weighed) -> str:
@@ -59,12 +65,13 @@ def _line(one: Weighed) -> str:
 
 
 def _add(case: Xml.Element, tag: str, message: str, text: str, kind: str) -> None:
-    Xml.SubElement(case, tag, {"message": _clean(message), "type": kind}).text = _clean(text)
+    Xml.SubElement(case, tag, {"message": clean(message), "type": kind}).text = clean(text)
 
 
-def _clean(text: str) -> str:
+def clean(text: str) -> str:
+    """Without what XML cannot hold."""
     return _NOT_XML.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
-def _seconds(value: float) -> str:
+def seconds(value: float) -> str:
     return f"{value:.3f}"

@@ -252,7 +252,7 @@ def _after_task_options(word: str, words: list[str]) -> list[str]:
     """What follows the options of a task."""
     import getopt
 
-    from stages.commands import CHECK_OPTIONS, FORCE, JSON, KEEP_FAILED, STORE_OPTIONS
+    from stages.commands import CHECK_OPTIONS, FORCE, JSON, KEEP_FAILED, SMOKE_OPTIONS, STORE_OPTIONS
 
     verb, _, rest = word.partition(":")
     takes: list[dict[str, Any]] = []
@@ -266,6 +266,8 @@ def _after_task_options(word: str, words: list[str]) -> list[str]:
         takes = [JSON, FORCE]
     elif rest and verb == "check":
         takes = [*CHECK_OPTIONS, JSON]
+    elif rest and verb == "smoke":
+        takes = [*SMOKE_OPTIONS, JSON]
     names = [option["long"] + ("" if option["type"] is bool else "=") for option in takes]
     try:
         given, behind = getopt.getopt(words, "", names)
@@ -278,7 +280,7 @@ def _after_task_options(word: str, words: list[str]) -> list[str]:
             cure=f"doit's own options stand before the tasks: ./doit {stray} … {word}" if of_doit
             else f"options belong to one target: ./doit {verb}:<target> {stray}" if not rest and verb not in MACHINE
             else f"./doit help {word} lists the options") from error
-    if verb == "check":
+    if verb in ("check", "smoke"):
         from stages.checking import refuse_files
 
         refuse_files(*(value for option, value in given if option in ("--junit", "--sarif")))

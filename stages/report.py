@@ -84,7 +84,7 @@ class Report:
         if kind in ("log", "fetched"):
             return
         text = self._text(kind, details)
-        if kind in ("built", "reused", "failed", "rebuilt"):
+        if kind in ("built", "reused", "failed", "rebuilt", "gate"):
             with self._lock:
                 self._active.pop(name, None)
                 self._said.pop(name, None)

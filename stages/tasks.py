@@ -31,6 +31,7 @@ VERBS = {
     "check": "judge all gates of a target; --json, --junit FILE, --sarif FILE, --strict",
     "coverage": "the device code of a target's libraries: kernels by architecture, and how they load; --json, PATH…",
     "rebuild": "build again beside what is stored and compare, byte for byte",
+    "smoke": "start the image's server and ask it: what works; --json, --junit FILE, --stand-in, --on-device",
     "shell": "a shell in the layers of a stage and those below",
     "lock": "resolve every input to an exact file and write the lock",
     "preflight": "judge the lock's wheels by their index, before they are downloaded",
@@ -326,7 +327,7 @@ def _target_tasks(session: Session, target: str, twins: dict[str, str]) -> Itera
             yield _task(session, name, target, f"{name} of {target}", fail, params=[JSON])
     for verb, doc in VERBS.items():
         action = commands.action(session, verb, target)
-        needs = [f"build:{target}"] if verb in commands.DELIVERIES else []
+        needs = [f"build:{target}"] if verb in (*commands.DELIVERIES, "smoke") else []
         if verb == "check" and graph is not None:
             needs = commands.read_by_checks(graph)
         if verb == "coverage" and graph is not None:

@@ -112,6 +112,46 @@ def test_server_is_ready_and_its_dangerous_apis_are_closed(layout: Path) -> None
         "ready without its stub": 200, "health without its stub": 1}, log
 
 
+KEY = r"""
+import json, os, subprocess, sys, time, urllib.error, urllib.request
+
+os.makedirs("/tmp/models")
+command = ["/opt/stagecraft/entrypoint", "--model-repository=/tmp/models", "--model-control-mode=explicit"]
+
+def status(path, **headers):
+    request = urllib.request.Request("http://127.0.0.1:8000" + path, method="POST", headers=headers, data=b"{}")
+    try:
+        with urllib.request.urlopen(request, timeout=5) as answer:
+            return answer.status
+    except urllib.error.HTTPError as error:
+        return error.code
+    except OSError:
+        return 0
+
+refused = [subprocess.run(command, env={**os.environ, "STAGECRAFT_CONTROL_KEY": key}, capture_output=True, text=True)
+           for key in ("short", "$(touch /tmp/made)x", "white space in it")]
+server = subprocess.Popen(command, env={**os.environ, "STAGECRAFT_CONTROL_KEY": "a.key-of_8"},
+                          stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+for _ in range(300):
+    if status("/v2/repository/index") or server.poll() is not None:
+        break
+    time.sleep(0.1)
+load = "/v2/repository/models/x/load"
+print(json.dumps({
+    "refused": sorted({(done.returncode, done.stderr) for done in refused}), "made": os.path.exists("/tmp/made"),
+    "with": status(load, closed="a.key-of_8"), "with another": status(load, closed="a.key-of_9"),
+    "without": status(load), "handed on": b"STAGECRAFT" in open(f"/proc/{server.pid}/environ", "rb").read()}))
+server.kill()
+"""
+
+
+def test_who_gave_a_key_opens_the_closed_apis_with_it(layout: Path) -> None:
+    assert json.loads(run_in_image(layout, "python3", "-c", KEY)) == {
+        "refused": [[78, "entrypoint: STAGECRAFT_CONTROL_KEY is no key: 8 or more letters, digits, dots, hyphens, "
+                         "underscores\n"]],
+        "made": False, "with": 500, "with another": 403, "without": 403, "handed on": False}
+
+
 BAD = r"""
 mkdir -p /tmp/models/m/1
 try() { /opt/stagecraft/entrypoint "$@" 2>&1; echo "= $?"; }

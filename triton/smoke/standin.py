@@ -82,20 +82,22 @@ class Engine:
         most = _checked(request.sampling)
         whole = Part("")
         count = 0
-        for part, last in _marked(itertools.islice(self._parts(request, prompt or ""), most)):
-            if self.failure():
-                raise EngineDeadError(self.failure())
-            await asyncio.sleep(self._delay)
-            count += 1
-            if last:
-                ended = "length" if count == most else "stop"
-                part.finish = "tool_calls" if whole.tool_calls or part.tool_calls else ended
-            _add(whole, part)
-            if request.stream:
-                yield Step([part], length, last)
-        if not request.stream:
-            yield Step([whole], length, True)
-        self._tell(length, count, time.monotonic() - began)
+        try:
+            for part, last in _marked(itertools.islice(self._parts(request, prompt or ""), most)):
+                if self.failure():
+                    raise EngineDeadError(self.failure())
+                await asyncio.sleep(self._delay)
+                count += 1
+                if last:
+                    ended = "length" if count == most else "stop"
+                    part.finish = "tool_calls" if whole.tool_calls or part.tool_calls else ended
+                _add(whole, part)
+                if request.stream:
+                    yield Step([part], length, last)
+            if not request.stream:
+                yield Step([whole], length, True)
+        finally:
+            self._tell(length, count, time.monotonic() - began)
 
     def failure(self) -> str | None:
         if self._core is not None and self._core.poll() is not None:
