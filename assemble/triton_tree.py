@@ -1,6 +1,7 @@
 """The builder `triton-tree`: Triton's server tree out of the wheel of nvidia-pytriton, as a deterministic layer.
 
-What goes where is data, `triton/pytriton-layout.yaml`, which is an input: see there why the tree looks as it does. No
+What goes where is data, `triton/pytriton-layout.yaml`, which is an input: see there why the tree looks as it does;
+`without` in it are beginnings of paths that another layer has. No
 ELF file is altered, nothing is unpacked, no code of the wheel runs. Every file is held to the wheel's RECORD.
 
 Params: `python` "3.11", `root` "opt/tritonserver", `version` of nvidia-pytriton; `file`, its file name (optional).
@@ -122,17 +123,21 @@ def lay_out(wheel: Wheel, layout: Mapping[str, Any], params: Mapping[str, Any],
     members = {file.path.removeprefix(f"{_WHEEL}/"): file for file in wheel.files}
     stubs = sorted({path[len(layout["stubs"]):].split("/")[0] for path in members if path.startswith(layout["stubs"])},
                    key=Version)
-    if python not in stubs:
+    without = tuple(layout.get("without", ()))
+    rules = [rule for rule in layout["files"] if not (without and rule["to"].startswith(without))]
+    if python not in stubs and any(rule["from"].startswith(layout["stubs"]) for rule in rules):
         raise StageError(f"the Triton server has no stub for Python {python}", where=wheel.file,
                          expected=f"one of {', '.join(stubs)}", found=python,
                          cure="take a base with one of these Pythons, or another server")
     words = {"python": python, "python_minor": python.partition(".")[2], "version": params["version"]}
     found: dict[str, PlannedFile | Link | bytes | None] = {}
-    for rule in layout["files"]:
+    for rule in rules:
         taken = dict(_taken(members, rule, words))
         if not taken and not rule.get("optional"):
             raise IntegrityError("the wheel lacks a part of the server", where=f"{wheel.file}: {rule['from']}")
         for to, file in taken.items():
+            if without and to.startswith(without):
+                continue
             mode = 0o755 if any(fnmatchcase(to, pattern) for pattern in layout["executables"]) else 0o644
             found[f"{root}/{to}"] = PlannedFile(f"{root}/{to}", file.size, mode, file.promise, file.source, wheel)
     lacking = [path for path in layout["required"] if f"{root}/{path}" not in found]

@@ -23,6 +23,8 @@ EXTENSIONS = "vllm/extensions.yaml"
 
 #: What the layer of the Triton server calls it among its packages.
 SERVER = "triton-inference-server"
+#: What may be compiled and is no Python package: a piece of the server tree, a layer of its own.
+SERVER_PARTS = ("python-backend",)
 
 _PLACEHOLDER = re.compile(r"\{\{|\}\}|\{site\}|\{arch_list\}")
 
@@ -152,10 +154,18 @@ def flashinfer(target: Data, lock: Data) -> dict[str, Any]:
 
 
 def triton_stub(target: Data, lock: Data) -> dict[str, Any]:
+    """`server`: the release that the stub is of; its table says which numpy it was made for."""
+    part = next((one for one in lock.get("sources", ()) if one["name"] == "python-backend"), None)
+    found = {"machine": machine(target), "python": lock["python"]["version"]}
+    if part:
+        rows = _table("triton/releases.yaml")["releases"]
+        pybind = next((row.get("pybind11", "") for row in rows if row["container"] == part["version"]), "")
+        # 2.12 is the first pybind11 that knows numpy 2.
+        return {**found, "part": part["name"], "server": part["version"], "known": bool(pybind),
+                "numpy": "" if release(pybind) >= (2, 12) else "<2"}
     version = next((file["version"] for file in lock["files"] if file["name"] == "nvidia-pytriton"), "")
     row = _releases("triton/pytriton-layout.yaml", version)
-    return {"machine": machine(target), "python": lock["python"]["version"], "server": version,
-            "known": row is not None, "numpy": (row or {}).get("numpy", "")}
+    return {**found, "server": version, "known": row is not None, "numpy": (row or {}).get("numpy", "")}
 
 
 def closure(target: Data, lock: Data) -> dict[str, Any]:
@@ -238,7 +248,7 @@ def image(target: Data, lock: Data) -> dict[str, Any]:
         # What is compiled here has no hash before: its inputs have.
         "wheels": {wheel["file"].rpartition("/")[2]: wheel["sha256"] for wheel in lock["wheels"]}
         | {wheel_file(package["name"], package["version"], python["version"], machine(target)): ""
-           for package in lock.get("sources", ())},
+           for package in compiled(lock)},
         "collisions": [entry["path"] for entry in target["wheels"].get("collisions", ())],
         "secrets": {"names": [_without_source(row) for row in secrets["names"]], "read": secrets["read"],
                     "shapes": [_without_source(row) for row in secrets["shapes"]],
@@ -289,8 +299,9 @@ def _source_pins(package: Data) -> dict[str, Any]:
     return {"name": package["name"], "version": package["version"], "source": source,
             "trees": [{key: tree[key] for key in ("name", "revision", "tree")} for tree in package["trees"]],
             "stubs": sorted(package["stubs"]),
+            **({"archives": [_without_index(file) for file in package["archives"]]} if "archives" in package else {}),
             "tools": {key: [_without_index(file) for file in package["tools"][key]]
-                      for key in ("debs", "toolkit", "requires")}}
+                      for key in ("debs", "toolkit", "requires", "development") if key in package["tools"]}}
 
 
 def _libraries(target: Data, lock: Data) -> dict[str, Any]:
@@ -333,7 +344,12 @@ def _vllm(target: Data, lock: Data) -> str:
 
 def _distributions(lock: Data) -> set[str]:
     """Names of what the image's Python has, wheels of an index and what is compiled."""
-    return {str(one["name"]) for one in (*lock["wheels"], *lock.get("sources", ()))}
+    return {str(one["name"]) for one in (*lock["wheels"], *compiled(lock))}
+
+
+def compiled(lock: Data) -> list[Data]:
+    """The Python packages of a lock that are compiled."""
+    return [one for one in lock.get("sources", ()) if one["name"] not in SERVER_PARTS]
 
 
 def wheel_tag(python: str, machine: str) -> str:

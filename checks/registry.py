@@ -15,7 +15,7 @@ from checks import facts, triton_releases
 WHEEL_STAGES = ("cuda", "torch", "deps", "vllm")
 
 #: All stages that make layers of an image, lowest first.
-LAYER_STAGES = ("base", *WHEEL_STAGES, "links", "triton", "backend", "serve")
+LAYER_STAGES = ("base", *WHEEL_STAGES, "links", "triton", "python-backend", "backend", "serve")
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,8 @@ CHECKS: tuple[Check, ...] = (
     Check("flashinfer", 1, "flashinfer has its kernels, or the image can compile them on the device", ("torch",),
           _ALL_FILES, facts.flashinfer, "checks.flashinfer:run"),
     Check("triton-stub", 1, "Triton's Python stub is for the image's Python and numpy", ("triton",),
-          (("triton", "index"), ("triton", "packages"), *_of("packages")), facts.triton_stub, "checks.triton_stub:run"),
+          (("triton", "index"), ("triton", "packages"), ("python-backend", "index"), *_of("packages")),
+          facts.triton_stub, "checks.triton_stub:run"),
     Check("triton-pair", 1, "Triton's server and backend go with this Python, CUDA and vLLM", ("triton",),
           (("triton", "packages"),), triton_releases.pair, "checks.triton_pair:run"),
     Check("backend-imports", 1, "what Triton's vLLM backend imports of vLLM is there", ("backend",),

@@ -1,7 +1,8 @@
 """Gate `triton-stub`: the program that runs Python models fits the image's Python and numpy.
 
 The stub links one libpython, and was compiled against one generation of numpy: with numpy 2 a stub made for numpy 1
-reports READY and dies at the first inference (facts triton.md 7.2). Which numpy is data: `triton/pytriton-layout.yaml`.
+reports READY and dies at the first inference (facts triton.md 7.2). Which numpy is data: `triton/pytriton-layout.yaml`,
+and for a stub that was compiled here the pybind11 of its release, `triton/releases.yaml`.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ def run(inputs: CheckInputs) -> list[Finding]:
     """Findings with subjects `stub`, `stub: libpython`, `numpy`."""
     facts = inputs.facts
     found = []
-    with LayerReader(inputs.store, inputs.outputs["triton/index"]) as layer:
+    index = inputs.outputs.get("python-backend/index") or inputs.outputs["triton/index"]
+    with LayerReader(inputs.store, index) as layer:
         try:
             with layer.open(STUB) as stream:
                 elf = read_elf(stream)
@@ -39,8 +41,9 @@ def run(inputs: CheckInputs) -> list[Finding]:
                                  "fetch the server again"))
     if not facts["known"]:
         return [*found, Finding(
-            "error", "numpy", f"which numpy the stub of nvidia-pytriton {facts['server']} was made for is not known",
-            "triton/pytriton-layout.yaml", "add an entry with its source to that table")]
+            "error", "numpy", f"which numpy the stub of {facts.get('part', 'nvidia-pytriton')} {facts['server']} was "
+            "made for is not known", "triton/releases.yaml" if "part" in facts
+            else "triton/pytriton-layout.yaml", "add an entry with its source to that table")]
     return found + numpy({package["name"]: package["version"] for package in packages(inputs)}, facts["numpy"])
 
 

@@ -7,7 +7,8 @@ Params: `machine` of the root, `environment`, `command`, `collect` (directory be
 optional: `execution`, the machine that must run it; `refuse`, lines of its output that end it (`executors.said`);
 `report`, another directory below `/build`.
 Outputs: `layer`, `index`; with `report` also `report`, `report-index`, the same of that directory. Files keep whether
-they are executable and nothing else.
+they are executable and nothing else. Builder `run-part`: the same for a layer of the image that is no Python package;
+param `packages` is what the output `packages` lists (ARCHITECTURE.md, Builders).
 
 Beside its environment the script gets `STAGECRAFT_JOBS`: how many processes this machine has room for, and if results
 of compilers are kept (`executors.compiler_cache`) `STAGECRAFT_CCACHE`: the program to put before a compiler. Neither
@@ -26,6 +27,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from cache import canonical
 from cache.archive import LayerWriter
 from cache.build import BuildContext
 from cache.errors import InputError, StagecraftError, StageError, StoreError, ToolError
@@ -76,6 +78,12 @@ def build(context: BuildContext) -> Mapping[str, Blob]:
             return _results(context, scratch / "process" / "build")
     finally:
         trees.discard(scratch)
+
+
+def part(context: BuildContext) -> Mapping[str, Blob]:
+    """Builder `run-part`; raises as `build`."""
+    listed = {"format": "stagecraft.packages.v1", "packages": context.params["packages"]}
+    return {**build(context), "packages": context.store.put(canonical.dumps(listed))}
 
 
 def process_of(context: BuildContext, scratch: Path, stack: contextlib.ExitStack, room: Room | None = None) -> Process:

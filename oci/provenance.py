@@ -51,6 +51,7 @@ def materials(pins: Mapping[str, Any], purls: Mapping[str, str]) -> list[dict[st
     sources = pins.get("sources", ())
     tools = [("debs", package["tools"]["debs"]) for package in sources]
     tools += [("wheels", package["tools"][part]) for package in sources for part in ("toolkit", "requires")]
+    tools += [("debs", package["tools"].get("development", ())) for package in sources]
     for section, entries in [*((section, pins.get(section, ())) for section in ("debs", "wheels", "files")), *tools]:
         for entry in entries:
             file = entry["file"].rpartition("/")[2]
@@ -86,6 +87,8 @@ def _sources(package: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         yield {"uri": f"pkg:pypi/{quote(package['name'], safe='')}@{quote(package['version'], safe='')}"
                       f"?file_name={quote(source['file'], safe='')}",
                "name": source["file"], "digest": {"sha256": source["sha256"]}}
+    for file in package.get("archives", ()):
+        yield {"uri": package["addresses"][file["sha256"]], "name": file["file"], "digest": {"sha256": file["sha256"]}}
     trees = [{"name": package["name"], **source}] if source["kind"] == "git" else []
     for tree in [*trees, *package["trees"]]:
         yield {"uri": f"git+{repositories[tree['revision']]}@{tree['revision']}", "name": tree["name"],

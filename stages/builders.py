@@ -43,6 +43,7 @@ BUILDERS: Mapping[str, Builder] = {
                 "assemble.source_tree:build"),
         Builder("tools-layer", 1, ("layer", "index", "packages"), "assemble.tools:build"),
         Builder("run-script", 1, ("layer", "index"), "executors.run_stage:build"),
+        Builder("run-part", 1, ("layer", "index", "packages"), "executors.run_stage:part"),
         Builder("source-wheel", 1, ("wheel", "facts"), "assemble.source_wheel:build"),
         Builder("compressed-layer", 1, ("layer",), "oci.compress:build"),
     )

@@ -15,7 +15,7 @@ from stages.project import Project
 #: Layer bytes per byte of package, measured on thor's 2026-11 lock (wheels 2.3, debs 4.4), rounded up. A check that
 #: runs the image wants the layers unpacked too: as much again.
 #: Sources are unpacked and split, and what is compiled from them is about as large.
-GROWTH = {"wheel": 2.5, "deb": 5.0, "oci": 0.0, "sdist": 8.0, "git": 3.0}
+GROWTH = {"wheel": 2.5, "deb": 5.0, "oci": 0.0, "sdist": 8.0, "git": 3.0, "url": 8.0}
 
 
 def free(path: Path) -> int:

@@ -21,13 +21,15 @@ Trees = Mapping[str, tuple["LockedTree", Mapping[str, Sequence[str]]]]
 
 
 def fetcher(root: Path, suites: Callable[[], Sequence[Mapping[str, str]]] = tuple,
-            trees: Callable[[], Trees] = dict) -> Fetch:
+            trees: Callable[[], Trees] = dict,
+            mirrors: Callable[[], Mapping[str, Sequence[str]]] = dict) -> Fetch:
     """A fetch for the project in `root`; reads the index configuration on first use.
 
     Args:
         suites: gives the suites that the locks in use were resolved from: their dates are where superseded packages
             are looked for.
         trees: gives the Git trees of these locks by digest, each with the mirrors to ask first.
+        mirrors: gives those for files that are locked by their address.
     """
     sources: dict[str, Source] = {}
 
@@ -37,7 +39,7 @@ def fetcher(root: Path, suites: Callable[[], Sequence[Mapping[str, str]]] = tupl
         _trees(store, [item for item in wanted if item.kind == "git"], trees, progress)
         wanted = [item for item in wanted if item.kind != "git"]
         for kind in {item.kind for item in wanted} - set(sources):
-            sources[kind] = source(kind, root, suites())
+            sources[kind] = source(kind, root, suites(), mirrors() if kind == "url" else {})
         listed = [Wanted(item.kind, item.locked.name, item.locked.version, item.locked.file, item.locked.size,
                          item.locked.sha256, item.locked.index) for item in wanted]
         fetch(store, listed, sources, progress=progress)
@@ -67,8 +69,13 @@ def _trees(store: Store, wanted: Sequence[FileInput], trees: Callable[[], Trees]
         progress.end(locked.name)
 
 
-def source(kind: str, root: Path, suites: Sequence[Mapping[str, str]] = ()) -> Source:
+def source(kind: str, root: Path, suites: Sequence[Mapping[str, str]] = (),
+           mirrors: Mapping[str, Sequence[str]] | None = None) -> Source:
     """What knows where files of this kind lie."""
+    if kind == "url":
+        from lock.url_source import UrlSource
+
+        return UrlSource(mirrors)
     if kind == "oci":
         from oci.base import OciSource
 

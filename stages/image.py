@@ -90,7 +90,10 @@ def materials(lock: Lock, compiled: Sequence[Stage] = ()) -> dict[str, Any]:
     for package, locked in zip(found.get("sources", ()), lock.sources, strict=True):
         trees = locked.all_trees()
         package["repositories"] = {tree.revision: tree.repository for tree in trees}
-        own = [stage for stage in compiled if stage.name in (f"{locked.name}-source", f"{locked.name}-extensions")]
+        if locked.archives:
+            package["addresses"] = {file.sha256: file.index for file in locked.archives}
+        names = (f"{locked.name}-source", f"{locked.name}-extensions", locked.name)
+        own = [stage for stage in compiled if stage.name in names]
         package["files"] = {item.path: item.digest for stage in own for item in stage.inputs.values()
                             if isinstance(item, SourceInput)}
     return found

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from cache.errors import InputError
-from checks.facts import wheel_file
+from checks.facts import SERVER_PARTS, wheel_file
 from stages.builders import BUILDERS
 from stages.graph import FileInput, Input, Stage, StageInput
 from stages.lockfile import Lock, LockedFile
@@ -48,7 +48,8 @@ def wheels_stage(name: str, title: str, target: Target, lock: Lock) -> Stage | N
            **{distribution(target.data, section): section for section in OWN_LAYERS}}
     wheels = assign(lock.wheels, target.data["layers"], own).get(name, [])
     rules = layer_rules(target.data["layers"])
-    compiled = [package for package in lock.sources if layer_of(package.name, rules) == name]
+    compiled = [package for package in lock.sources
+                if package.name not in SERVER_PARTS and layer_of(package.name, rules) == name]
     inputs: dict[str, Input] = {f"wheels/{wheel.filename}": FileInput("wheel", wheel) for wheel in wheels}
     inputs |= {f"wheels/{wheel_file(package.name, package.version, lock.python['version'], target.machine)}":
                StageInput(f"{package.name}-wheel", "wheel") for package in compiled}

@@ -3,7 +3,9 @@
 An entry: `name`, `version`; `source` (an sdist by file, or a Git revision by the digest of its files); `trees`, what
 its CMake would fetch; `stubs`, pinned sources that an empty tree stands for; `requirements`, what the finished wheel
 asks for; `tools`: `suites` and `debs` of the compilers, wheels of CUDA's toolkit for the machine that compiles
-(`toolkit`) and the build requirements (`requires`). Documented in docs/formats/lock.md.
+(`toolkit`) and the build requirements (`requires`). Where there are any: `archives`, files by address and hash that the
+compile reads too, and among the tools `development`, headers and libraries for the target's machine. Documented in
+docs/formats/lock.md.
 """
 
 from __future__ import annotations
@@ -29,16 +31,25 @@ WHEELS = ("toolkit", "requires")
 
 @dataclass(frozen=True)
 class Tools:
-    """What compiles: `debs` and `toolkit` of the execution platform, `requires` of the target's machine."""
+    """What compiles: `debs` and `toolkit` of the execution platform, `requires` of the target's machine.
+
+    `development`: Debian packages of the target's machine, with which it is compiled.
+    """
 
     suites: tuple[Mapping[str, str], ...] = ()
     debs: tuple[LockedFile, ...] = ()
     toolkit: tuple[LockedFile, ...] = ()
     requires: tuple[LockedFile, ...] = ()
+    development: tuple[LockedFile, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         return {"suites": [dict(suite) for suite in self.suites],
-                **{key: [file.to_json() for file in getattr(self, key)] for key in ("debs", *WHEELS)}}
+                **{key: [file.to_json() for file in getattr(self, key)] for key in ("debs", *WHEELS)},
+                **({"development": [file.to_json() for file in self.development]} if self.development else {})}
+
+    def files(self) -> tuple[LockedFile, ...]:
+        """All of them."""
+        return (*self.debs, *self.toolkit, *self.requires, *self.development)
 
 
 @dataclass(frozen=True)
@@ -52,10 +63,12 @@ class SourcePackage:
     stubs: Mapping[str, str] = field(default_factory=dict)
     requirements: tuple[str, ...] = ()
     tools: Tools = field(default_factory=Tools)
+    archives: tuple[LockedFile, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         return {"name": self.name, "version": self.version, "source": dict(self.source),
                 "trees": [tree.to_json() for tree in self.trees], "stubs": dict(sorted(self.stubs.items())),
+                **({"archives": [file.to_json() for file in self.archives]} if self.archives else {}),
                 "requirements": list(self.requirements), "tools": self.tools.to_json()}
 
     def all_trees(self) -> tuple[LockedTree, ...]:
@@ -74,7 +87,8 @@ def dumps(packages: tuple[SourcePackage, ...], indent: int) -> str:
     for package in packages:
         data = package.to_json()
         tools = data.pop("tools")
-        lines = [f'{deep}"{key}": ' + (lines_of(data[key], indent + 4) if key in ("trees", "requirements") else
+        lists = ("trees", "archives", "requirements")
+        lines = [f'{deep}"{key}": ' + (lines_of(data[key], indent + 4) if key in lists else
                                        json.dumps(data[key], ensure_ascii=False)) + "," for key in data]
         listed = [f'{deep}  "{key}": {lines_of(tools[key], indent + 6)}' for key in tools]
         found.append("\n".join([f"{inner}{{", *lines, f'{deep}"tools": {{', ",\n".join(listed), f"{deep}}}",
@@ -86,7 +100,7 @@ def parse(value: Any) -> tuple[SourcePackage, ...]:
     """The section as data. Raises what `stages.lockfile.parse` turns into a LockError."""
     found = []
     for entry, at in list_of(value, "sources"):
-        keys_of(entry, at, _KEYS)
+        keys_of(entry, at, _KEYS, ("archives",))
         text_of(entry["name"], f"{at}.name", _NAME)
         at = f"sources: {entry['name']}"
         text_of(entry["version"], f"{at}.version")
@@ -110,7 +124,8 @@ def parse(value: Any) -> tuple[SourcePackage, ...]:
         trees = tuple(_tree_of(tree, f"{at}.{place}") for tree, place in list_of(entry["trees"], "trees"))
         _each_once([*(tree.name for tree in trees), *entry["stubs"]], f"{at}.trees")
         found.append(SourcePackage(entry["name"], entry["version"], source, trees, entry["stubs"],
-                                   tuple(entry["requirements"]), _tools(entry["tools"], f"{at}.tools")))
+                                   tuple(entry["requirements"]), _tools(entry["tools"], f"{at}.tools"),
+                                   files_of(entry.get("archives", []), f"{at}.archives")))
     _each_once([package.name for package in found], "sources")
     return tuple(found)
 
@@ -149,6 +164,7 @@ def _tree(value: Mapping[str, Any]) -> LockedTree:
 
 
 def _tools(value: Any, at: str) -> Tools:
-    keys_of(value, at, ("suites", "debs", *WHEELS))
+    keys_of(value, at, ("suites", "debs", *WHEELS), ("development",))
     suites_of(value["suites"], f"{at}.suites")
-    return Tools(tuple(value["suites"]), *(files_of(value[key], f"{at}.{key}") for key in ("debs", *WHEELS)))
+    return Tools(tuple(value["suites"]), *(files_of(value.get(key, []), f"{at}.{key}")
+                                           for key in ("debs", *WHEELS, "development")))

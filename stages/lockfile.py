@@ -442,8 +442,7 @@ def _compare_sources(old: Sequence[SourcePackage], new: Sequence[SourcePackage])
                     text = ", ".join(names)
                     found[f"{package.name}: {what}"] = (_short(text), canonical.sha256(text.encode()))
             found |= {f"{package.name}: {file.name}": (file.version, file.sha256)
-                      for listed in (package.tools.debs, package.tools.toolkit, package.tools.requires)
-                      for file in listed}
+                      for file in (*package.tools.files(), *package.archives)}
         return found
 
     before, after = pins(old), pins(new)

@@ -132,7 +132,7 @@ def _set(it: _Situation) -> Iterator[Foreseen]:
     errors = {(row["package"], row["needs"]): row["error"] for row in given["pairs"]}
     environment = wheel_set.environment(given["machine"], given["python"])
     # What is compiled is there for those that require it; what it requires itself the built wheel says.
-    compiled = [{"name": one["name"], "version": one["version"]} for one in it.lock.get("sources", ())]
+    compiled = [{"name": one["name"], "version": one["version"]} for one in facts.compiled(it.lock)]
     for finding in wheel_set.requirements([*listed, *compiled], wanted, environment, errors, given.get("excluded", ())):
         yield Foreseen("wheel-set", finding, _move_for(it, finding.subject))
     for finding in (*pairs(packages, given["pairs"]), *prereleases(listed, wanted)):

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from cache import canonical
 from cache.store import Store
+from checks.facts import SERVER_PARTS
 from stages import backend, base, cuda, deps, image, links, torch, triton, vllm
 from stages.graph import Graph, Stage
 from stages.lockfile import Lock
@@ -70,6 +71,14 @@ class Project:
         return {tree.tree: (tree, self.target(name).data["sources"]["mirrors"]) for name, lock in self._locks.items()
                 for package in lock.sources for tree in package.all_trees()}
 
+    def mirrors(self) -> dict[str, list[str]]:
+        """The mirrors of the targets whose locks were read in this run, those of one prefix together."""
+        found: dict[str, list[str]] = {}
+        for name in self._locks:
+            for prefix, places in self.target(name).data.get("sources", {}).get("mirrors", {}).items():
+                found[prefix] = list(dict.fromkeys([*found.get(prefix, ()), *places]))
+        return found
+
     def root_name(self, name: str) -> str:
         """The gc root of a target built in this checkout."""
         return f"{name}-{canonical.sha256(os.fsencode(self.root.absolute()))[7:19]}"
@@ -98,7 +107,11 @@ def graph(target: Target, lock: Lock, root: Path) -> Graph:
 
     read = [stage for stage in layers if stage.name in sources.READ]
     compiled = sources.stages(target, lock, root, read)
+    parts = [stage for stage in compiled if stage.name in SERVER_PARTS]
+    compiled = [stage for stage in compiled if stage not in parts]
+    at = next((number for number, stage in enumerate(layers) if stage.name in ("backend", "serve")), len(layers))
+    layers[at:at] = parts
     rest = [stage for stage in layers if stage not in read]
     facts = [stage for stage in rest if stage.name == "base-facts"]
     return Graph(target.name, (*facts, *read, *compiled, *(stage for stage in rest if stage not in facts),
-                               *image.stages(target, lock, layers, compiled)))
+                               *image.stages(target, lock, layers, [*compiled, *parts])))

@@ -7,12 +7,13 @@ or a release: rows of stubs, patches and lines are chosen by the target's archit
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from cache.errors import InputError
+from checks import tables
 from stages.schema import Document, Fields, ListOf, MapOf, Text, read
 
 FORMAT = "stagecraft.recipe.v1"
@@ -24,6 +25,7 @@ _PLATFORM = r"linux/(amd64|arm64)"
 _PACKAGE = Text(r"[a-z0-9][a-z0-9.+-]+", "the name of a Debian package")
 _REQUIREMENT = Text(r"[A-Za-z0-9][\w.-]*(\[[\w,.-]+\])?\s*((==|>=|<=|<|>|~=|!=).+)?",
                     "a requirement like cmake>=3.26")
+_DEVELOPMENT = Text(r"[a-z0-9][a-z0-9.+-]*(\{python\})?[a-z0-9.+-]*", "the name of a Debian package; {python} is 3.11")
 _SPECIFIER = Text(r"(==|>=|<=|<|>|~=|!=).+", "versions like ==0.32.*")
 
 SCHEMA = Fields(
@@ -38,11 +40,22 @@ SCHEMA = Fields(
         "pins": Fields({"keep_back": ListOf(Text(r"\w+", "a variable")),
                         "below": MapOf(_PATH, r"[\w.-]+")}, defaults={"keep_back": [], "below": {}}),
         "script": _PATH,
+        "into": _PATH,
+        "repository": Text(r"(https?|git|ssh|file)://\S+", "the address of a Git repository"),
+        "releases": Fields({"table": _PATH, "revision": Text(r"\w+", "a repository of the table"),
+                            "variables": MapOf(Text(r"\w+", "a repository of the table"), r"\w+")},
+                           required=("table", "revision"), defaults={"variables": {}}),
+        "archives": ListOf(Fields({"name": Text(r"[a-z0-9][a-z0-9.+-]*", "a lower-case name"), "versions": _SPECIFIER,
+                                   "version": Text(r"\d[\w.]*", "a version"),
+                                   "url": Text(r"https?://\S+/[\w.+-]+", "the address of a file"),
+                                   "sha256": Text(r"[0-9a-f]{64}", "64 hexadecimal digits")},
+                                  required=("name", "version", "url", "sha256"))),
         "files": ListOf(_PATH),
         "expected": _PATH,
         "environment": MapOf(Text(), r"[A-Za-z_]\w*"),
         "tools": Fields({
             "compilers": MapOf(MapOf(ListOf(_PACKAGE), _PLATFORM), _PLATFORM),
+            "development": ListOf(_DEVELOPMENT),
             "toolkit": ListOf(_REQUIREMENT),
             "requires": ListOf(_REQUIREMENT),
         }, required=("compilers", "requires"), defaults={"toolkit": []}),
@@ -57,16 +70,21 @@ SCHEMA = Fields(
     },
     required=("format", "csrc", "script", "tools"),
     defaults={"python": [], "without": [], "replaces": [], "variables": {}, "requirements": [], "files": [],
-              "pins": {"keep_back": [], "below": {}}, "environment": {}, "stubs": [], "patches": [], "refuse": []},
+              "pins": {"keep_back": [], "below": {}}, "environment": {}, "stubs": [], "patches": [], "refuse": [],
+              "archives": []},
 )
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """A recipe that was checked: `path` relative to the project, `data` with all defaults filled in."""
+    """A recipe that was checked: `path` relative to the project, `data` with all defaults filled in.
+
+    `releases`: `version`, `revision` and `variables` of each that is known, the newest first.
+    """
 
     path: str
     data: Mapping[str, Any]
+    releases: tuple[Mapping[str, Any], ...] = ()
 
     def stubs(self, version: str, arch_list: str) -> dict[str, str]:
         """Sources that this version needs no code of on any of these architectures, with the reason."""
@@ -97,9 +115,23 @@ class Recipe:
                              cure="add the compilers of that platform to the recipe, or set sources.execution")
         return found
 
-    def asks(self) -> dict[str, Any]:
+    def release(self, version: str) -> Mapping[str, Any]:
+        """The row of a version, {} for one that is not known; of the newest for ""."""
+        return next((row for row in self.releases if version in ("", row["version"])), {})
+
+    def variables(self, version: str) -> dict[str, str]:
+        """What CMake is told of this version when it configures."""
+        return {**self.data["variables"], **self.release(version).get("variables", {})}
+
+    def archives(self, version: str) -> list[Mapping[str, Any]]:
+        """The files beside Git trees that this version reads."""
+        return [row for row in self.data["archives"] if _fits(version, row.get("versions"))]
+
+    def asks(self, version: str) -> dict[str, Any]:
         """What of it a lock answers; the rest concerns only the build."""
-        return {key: self.data[key] for key in ("variables", "requirements", "tools")}
+        found = {key: self.data[key] for key in ("requirements", "tools")} | {"variables": self.variables(version)}
+        archives = [{key: row[key] for key in ("name", "url", "sha256")} for row in self.archives(version)]
+        return {**found, **({"archives": archives} if archives else {})}
 
 
 def load(root: Path, path: str) -> Recipe:
@@ -112,7 +144,7 @@ def load(root: Path, path: str) -> Recipe:
     data = SCHEMA.check(document.data, document, ())
     for number, row in enumerate(data["refuse"]):
         _pattern(row["pattern"], document, ("refuse", str(number), "pattern"))
-    for part in ("stubs", "patches"):
+    for part in ("stubs", "patches", "archives"):
         for number, row in enumerate(data[part]):
             _specifier(row.get("versions", ""), document, (part, str(number), "versions"))
     names = [Path(file).name for file in (data["script"], *data["files"])]
@@ -120,7 +152,23 @@ def load(root: Path, path: str) -> Recipe:
     if twice is not None:
         raise InputError(f"two files {twice}, and the script finds them by that name", where=document.place(("files",)),
                          cure="give one of them another name")
-    return Recipe(path, data)
+    return Recipe(path, data, tuple(_releases(root, data["releases"])) if "releases" in data else ())
+
+
+def _releases(root: Path, wanted: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """The rows of a table of releases (docs/formats/triton-releases.md) that have every revision that is wanted."""
+    from yaml import YAMLError
+
+    try:
+        rows = tables.read(root / wanted["table"])["releases"]
+    except (OSError, YAMLError, ValueError, KeyError, TypeError) as error:
+        raise InputError("the table of releases cannot be read", where=wanted["table"], found=str(error),
+                         cure="restore it from version control") from error
+    for row in rows:
+        known = row.get("revisions", {})
+        if {wanted["revision"], *wanted["variables"].values()} <= known.keys():
+            yield {"version": row["container"], "revision": known[wanted["revision"]],
+                   "variables": {name: known[part] for name, part in wanted["variables"].items()}}
 
 
 def json_schema() -> dict[str, Any]:

@@ -191,7 +191,7 @@ def _moving(upgrade: bool | Collection[str], old: Lock | None) -> bool | frozens
     known: set[str] = set()
     if old is not None:
         lists = [old.debs, old.wheels, old.files, old.emulator]
-        lists += [files for one in old.sources for files in (one.tools.debs, one.tools.toolkit, one.tools.requires)]
+        lists += [one.tools.files() for one in old.sources]
         known = {file.name for files in lists for file in files} | {one.name for one in old.sources}
     found = set()
     for name in upgrade:

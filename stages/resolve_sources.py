@@ -55,8 +55,21 @@ class SourceParts:
         before = next((one for one in self.old.sources if one.name == name), None) if self.old else None
         locked = self._source(name, recipe, before)
         tools = self._tools(recipe, before.tools if before else Tools())
-        return SourcePackage(name, locked.version, locked.source, locked.trees, locked.stubs,
-                             self._requirements(recipe, locked), tools)
+        requirements = () if "into" in recipe.data else self._requirements(recipe, locked)
+        return SourcePackage(name, locked.version, locked.source, locked.trees, locked.stubs, requirements, tools,
+                             self._archives(recipe, locked.version))
+
+    def _archives(self, recipe: Recipe, version: str) -> tuple[LockedFile, ...]:
+        """The files that the compile reads beside Git trees; each is fetched."""
+        from lock.url_source import lock_url
+
+        found = []
+        for row in recipe.archives(version):
+            self.log(f"    {row['url']}")
+            file = lock_url(self.project.store, row["name"], row["version"], row["url"], row["sha256"],
+                            self.target.data["sources"]["mirrors"])
+            found.append(LockedFile(file.name, file.version, file.file, file.size, file.sha256, file.index))
+        return tuple(found)
 
     def _source(self, name: str, recipe: Recipe, before: SourcePackage | None) -> LockedSource:
         from lock.indexes import load_indexes
@@ -69,7 +82,7 @@ class SourceParts:
         request = SourceRequest(
             name, described["version"], index="" if git else described["index"],
             repository=git.get("repository", ""), tag=git.get("tag", ""), submodules=tuple(git.get("submodules", ())),
-            stubs=frozenset(described["stubs"]), variables=recipe.data["variables"],
+            stubs=frozenset(described["stubs"]), variables=recipe.variables(described["version"]),
             stubs_if_pinned=frozenset(recipe.stubs(described["version"], self.target.data["device"]["arch_list"])),
             pins={pin: (moved.get("repository", ""), moved["tag"]) for pin, moved in described["pins"].items()})
         return lock_source(
@@ -109,7 +122,15 @@ class SourceParts:
     def _tools(self, recipe: Recipe, before: Tools) -> Tools:
         execution = self.target.data["sources"]["execution"]
         cuda = str(self.target.data["device"]["cuda"])
-        suites, debs = self._compilers(recipe, execution, before)
+        self.log(f"  resolving compilers for {execution.partition('/')[2]} with apt")
+        suites, debs = self._debs(recipe.compilers(execution, self.target.data["platform"]),
+                                  execution.partition("/")[2], before.debs)
+        names = [name.format(python=self.python["version"]) for name in recipe.data["tools"].get("development", ())]
+        development: tuple[LockedFile, ...] = ()
+        if names:
+            self.log(f"  resolving headers and libraries for {self.target.architecture} with apt")
+            more, development = self._debs(names, self.target.architecture, before.development)
+            suites = (*suites, *(suite for suite in more if suite not in suites))
         toolkit = recipe.data["tools"]["toolkit"]
         if cuda == "none":
             toolkit = []
@@ -117,21 +138,21 @@ class SourceParts:
             suites, debs,
             self._wheels("CUDA's toolkit", toolkit, MACHINES[execution], before.toolkit,
                          constraints=[f"=={cuda}.*"] if toolkit else []),
-            self._wheels("build requirements", recipe.data["tools"]["requires"], self.target.machine, before.requires))
+            self._wheels("build requirements", recipe.data["tools"]["requires"], self.target.machine, before.requires),
+            development)
 
-    def _compilers(self, recipe: Recipe, execution: str,
-                   before: Tools) -> tuple[tuple[Mapping[str, str], ...], tuple[LockedFile, ...]]:
+    def _debs(self, names: Collection[str], architecture: str, before: tuple[LockedFile, ...]
+              ) -> tuple[tuple[Mapping[str, str], ...], tuple[LockedFile, ...]]:
+        """Debian packages of one machine with all that they need, and the suites they are from."""
         from lock.debs import DebRequest, LockedDeb, lock_debs
         from stages.fetching import archives
 
-        suite, architecture = self.suite, execution.partition("/")[2]
-        self.log(f"  resolving compilers for {architecture} with apt")
-        names = recipe.compilers(execution, self.target.data["platform"])
+        suite = self.suite
         request = DebRequest(suite["archive"], suite["suite"], tuple(suite["components"]), architecture, tuple(names),
                              essential=False, security=suite["security"], updates=suite["updates"],
                              snapshot=suite.get("snapshot"))
         previous = [LockedDeb(d.name, d.version, d.architecture, d.file, d.size, d.sha256, d.index)
-                    for d in before.debs]
+                    for d in before]
         found = lock_debs(request, archives(self.project.root), previous=previous, upgrade=self.upgrade, log=self.log)
         debs = tuple(LockedFile(d.name, d.version, d.file, d.size, d.sha256, d.index, d.architecture)
                      for d in found.debs if not _LEFT_OUT.fullmatch(d.name))

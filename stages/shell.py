@@ -36,7 +36,8 @@ def layer_stages(graph: Graph, stage: str = "") -> list[str]:
 def roots(graph: Graph) -> list[str]:
     """What `shell:<target>:` takes."""
     judged = [found.id for found in gates.checks_for(graph) if found.runs]
-    return [*layer_stages(graph), *(stage.name for stage in graph.stages if stage.kind == "run"), *judged]
+    ran = [stage.name for stage in graph.stages if stage.kind == "run"]
+    return [*(name for name in layer_stages(graph) if name not in ran), *ran, *judged]
 
 
 def needs(graph: Graph, name: str = "") -> list[str]:

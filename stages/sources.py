@@ -54,8 +54,12 @@ class _Package:
         self._execution: str = target.data["sources"]["execution"].partition("/")[2]
 
     def stages(self) -> list[Stage]:
-        tools = [self._compiler(), *self._wheels("toolkit", "CUDA's toolkit for the machine that compiles"),
+        tools = [self._compiler(), *self._development(),
+                 *self._wheels("toolkit", "CUDA's toolkit for the machine that compiles"),
                  *self._wheels("requires", "what the build requires")]
+        if "into" in self._recipe.data:
+            below = [stage for stage in self._below if stage.name == "base"]
+            return [self._source(), *tools, self._part([*below, *tools])]
         expected = [self._expected()] if "expected" in self._recipe.data else []
         return [self._source(), *tools, *expected, self._extensions([*self._below, *tools]), self._wheel()]
 
@@ -92,6 +96,18 @@ class _Package:
              "links": _links(names, triple, "../../usr/bin" if native else "../usr/bin")},
             {f"debs/{deb.filename}": FileInput("deb", deb) for deb in debs})
 
+    def _development(self) -> list[Stage]:
+        """Headers and libraries of the target's machine, where they always lie; what the image has it has already."""
+        there = {deb.name for deb in self._lock.debs}
+        debs = [deb for deb in self._package.tools.development if deb.name not in there]
+        if not debs:
+            return []
+        return [Stage(
+            self._name("development"), f"headers and libraries for {self._target.machine}", BUILDERS["tools-layer"],
+            platform(self._target), {"prefix": "cross", "architecture": self._target.architecture, "skip": _SKIPPED,
+                                     "in_place": ["*"], "links": {}},
+            {f"debs/{deb.filename}": FileInput("deb", deb) for deb in debs})]
+
     def _wheels(self, part: str, title: str) -> list[Stage]:
         """Wheels as a layer below /cross; none if there are none."""
         wheels: tuple[LockedFile, ...] = getattr(self._package.tools, part)
@@ -120,6 +136,19 @@ class _Package:
                          ["bash", f"/inputs/files/{Path(recipe['script']).name}"],
                          {"refuse": self._recipe.refuse(arch_list)})
 
+    def _part(self, layers: Sequence[Stage]) -> Stage:
+        """What is no Python package: the layer itself, with what lists it."""
+        package, recipe = self._package, self._recipe.data
+        files = {Path(path).name: path for path in (recipe["script"], *recipe["files"])}
+        revision, repository = str(package.source["revision"]), str(package.source["repository"]).removesuffix(".git")
+        listed = {"type": "generic", "name": f"triton-{package.name}", "version": package.version,
+                  "architecture": self._target.architecture, "file": f"{package.name}-{revision}.tar",
+                  "digest": package.source["tree"], "licence": "BSD-3-Clause",
+                  "purl": f"pkg:github/{'/'.join(repository.split('/')[-2:])}@{revision}"}
+        return self._run("", f"{package.name} {package.version} compiled", layers, files,
+                         ["bash", f"/inputs/files/{Path(recipe['script']).name}"],
+                         {"refuse": self._recipe.refuse("none"), "into": recipe["into"], "packages": [listed]})
+
     def _run(self, part: str, title: str, layers: Sequence[Stage], files: Mapping[str, str], command: list[str],
              more: Mapping[str, Any]) -> Stage:
         """A script over layers and `csrc`; `files` are those of the repository that it finds, by name."""
@@ -128,9 +157,11 @@ class _Package:
                                     for number, stage in enumerate(layers)}
         inputs["tree/csrc"] = StageInput(self._name("source"), "csrc")
         inputs |= {f"file/{name}": file_of(self._root, path) for name, path in files.items()}
+        inputs |= {f"file/{file.filename}": FileInput("url", file) for file in self._package.archives}
         inputs |= {f"emulator/{deb.filename}": FileInput("deb", deb) for deb in emulators}
         return Stage(
-            self._name(part), title, BUILDERS["run-script"], platform(self._target),
+            self._name(part) if part else self._package.name, title,
+            BUILDERS["run-script" if part else "run-part"], platform(self._target),
             {"machine": self._target.machine, "execution": _MACHINES[self._execution], "command": command,
              "environment": self._environment(), "collect": "out", "into": "", **more,
              "emulators": [{"name": deb.name, "version": deb.version, "architecture": deb.architecture,
@@ -146,6 +177,9 @@ class _Package:
                  "VERSION": package.version, "TORCH_CUDA_ARCH_LIST": device["arch_list"],
                  "CUDA_VERSION": device["cuda"], "LC_ALL": "C", "SOURCE_DATE_EPOCH": _EPOCH,
                  "TORCH_VERSION": str(self._target.data.get("torch", {}).get("version", ""))}
+        if "into" in recipe:  # nothing of torch, and of CUDA only if its toolkit is there: devices share the layer
+            found |= dict.fromkeys(["SITE", "TORCH_CUDA_ARCH_LIST", "TORCH_VERSION"], "")
+            found["CUDA_VERSION"] = device["cuda"] if recipe["tools"]["toolkit"] else ""
         found["CMAKE_ARGS"] = " ".join(["-DFETCHCONTENT_FULLY_DISCONNECTED=ON", *(
             f"-DFETCHCONTENT_SOURCE_DIR_{name.upper()}={place}" for name, place in sorted(places.items()))])
         for name, variable in sorted(variables.items()):

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cache.errors import InputError
+from checks.facts import SERVER_PARTS
 from stages.schema import Boolean, Document, Fields, Integer, ListOf, MapOf, Text, merge, nearest, read
 
 if TYPE_CHECKING:
@@ -108,8 +109,10 @@ SCHEMA = Fields(
         "sources": _SOURCES,
         "triton": Fields({"version": _VERSION, "from": Text(choices=("pytriton",)), "index": _NAME,
                           "bind": Text(r"[0-9a-fA-F:.]+", "an IP address"),
+                          "python_backend": Text(choices=("prebuilt", "source")),
                           "backend": Text(choices=("stagecraft", "none"))},
-                         required=("version",), defaults={"from": "pytriton", "index": "default", "bind": "127.0.0.1"}),
+                         required=("version",), defaults={"from": "pytriton", "index": "default", "bind": "127.0.0.1",
+                                                         "python_backend": "prebuilt"}),
         "device_code": Fields({"policy": Text(choices=("loadable", "native"))}, required=("policy",)),
         "wheels": Fields({
             "requirements": ListOf(_REQUIREMENT),
@@ -153,7 +156,7 @@ REQUEST_FIELDS = {
     "wheels": ("platform", "python", "torch", "vllm", "triton", "wheels"),
 }
 #: The recipe of a package that names none.
-RECIPES = {"vllm": "vllm/recipe.yaml"}
+RECIPES = {"vllm": "vllm/recipe.yaml", "python-backend": "triton/python-backend.yaml"}
 
 #: Sections whose wheel has a layer of its own, in which its check reads it.
 OWN_LAYERS = ("torch", "vllm")
@@ -196,7 +199,7 @@ class Target:
         """
         wheels = self.data["wheels"]
         asked = {**self.data, "packages": sorted(self.data["packages"]),
-                 "triton": {k: v for k, v in self.data.get("triton", {}).items() if k not in ("bind", "backend")},
+                 "triton": {k: v for k, v in self.data.get("triton", {}).items() if k in ("version", "from", "index")},
                  "wheels": {"requirements": wheels["requirements"],
                             "overrides": [entry["requirement"] for entry in wheels["overrides"]],
                             **({"excluded": sorted(entry["wheel"] for entry in wheels["excluded"])}
@@ -204,7 +207,9 @@ class Target:
         found = {part: {key: asked[key] for key in fields if key in asked} for part, fields in REQUEST_FIELDS.items()}
         if self.recipes:
             device = self.data["device"]
-            found["wheels"]["from source"] = sorted(self.recipes)
+            compiled = sorted(self.recipes.keys() - set(SERVER_PARTS))
+            if compiled:
+                found["wheels"]["from source"] = compiled
             found["sources"] = {
                 "platform": self.data["platform"], "execution": self.data["sources"]["execution"],
                 "python": self.data["python"], "cuda": device["cuda"], "arch_list": device["arch_list"],
@@ -223,7 +228,7 @@ class Target:
                 "pins": pins,
                 "stubs": sorted({*described["stubs"], *recipe.stubs(described["version"],
                                                                     self.data["device"]["arch_list"])}),
-                "recipe": recipe.asks()}
+                "recipe": recipe.asks(described["version"])}
 
 
 def json_schema() -> dict[str, Any]:
@@ -348,29 +353,68 @@ def _recipes(data: dict[str, Any], document: Document, root: Path) -> dict[str, 
         if data["vllm"]["from"] != "wheel":
             packages["vllm"] = {"stubs": {}, "pins": {}, "patches": [], "index": data["vllm"]["index"],
                                 **packages.get("vllm", {}), "version": data["vllm"]["version"]}
+    for part in SERVER_PARTS:
+        if data.get("triton", {}).get(part.replace("-", "_")) == "source":
+            packages[part] = {"stubs": {}, "pins": {}, "patches": [], **packages.get(part, {})}
+        elif part in packages:
+            raise InputError(f"{part} is not taken from source", where=document.place(("sources", "packages", part)),
+                             cure=f"set triton.{part.replace('-', '_')} to source, or leave this out")
     if not packages:
         data.pop("sources", None)
         return {}
     from stages.recipe import load as load_recipe
 
-    _nvcc(data["device"], document)
+    if packages.keys() - set(SERVER_PARTS):
+        _nvcc(data["device"], document)
     found = {}
     for name, package in sorted(packages.items()):
         at = ("sources", "packages", name)
         if "git" in package and "index" in described["packages"].get(name, {}):
             raise InputError(f"{name} has an index and a Git repository", where=document.place((*at, "index")),
                              cure="leave one of them out")
+        if name in SERVER_PARTS:
+            found[name] = _server_part(name, package, document, root)
         for key, default in (("version", None), ("recipe", RECIPES.get(name)), ("index", "default")):
             if key not in package and default is None:
                 raise InputError(f"the package {name} from source needs a {key}", where=document.place(at),
                                  cure=f"add {key}: … there")
             package.setdefault(key, default)
-        _compiled(name, package, data, document)
-        found[name] = load_recipe(root, package["recipe"])
+        if name not in SERVER_PARTS:
+            _compiled(name, package, data, document)
+            found[name] = load_recipe(root, package["recipe"])
+            if "into" in found[name].data:
+                raise InputError(f"the recipe of {name} makes no wheel", where=document.place((*at, "recipe")),
+                                 found=f"{package['recipe']}: into",
+                                 cure="take another recipe, or leave into out there")
         found[name].compilers(described.setdefault("execution", "linux/amd64"), data["platform"])
     data["sources"] = {"execution": described["execution"], "mirrors": described.get("mirrors", {}),
                        "packages": packages}
     return found
+
+
+def _server_part(name: str, package: dict[str, Any], document: Document, root: Path) -> Recipe:
+    """Read the recipe of a piece of the server tree, and fill in version and repository by its table of releases."""
+    from stages.recipe import load as load_recipe
+
+    at = ("sources", "packages", name)
+    recipe = load_recipe(root, package.setdefault("recipe", RECIPES[name]))
+    if "into" not in recipe.data:
+        raise InputError(f"the recipe of {name} does not say where in the image its files belong",
+                         where=recipe.path, expected="into: a directory", cure="add into there")
+    row = recipe.release(package.get("version", ""))
+    if not row and "git" not in package:
+        known = ", ".join(one["version"] for one in recipe.releases)
+        raise InputError(f"the revisions of {name} {package.get('version', '')} are not known",
+                         where=document.place((*at, "version")), expected=known or "a release in the recipe's table",
+                         found=package.get("version", ""), cure="take one of these, complete its row in "
+                              f"{recipe.data.get('releases', {}).get('table', recipe.path)}, or name git: and pins: "
+                              f"under sources.packages.{name}")
+    package.setdefault("version", row.get("version", "0"))
+    if "index" in package:
+        raise InputError(f"{name} is in no index", where=document.place((*at, "index")), cure="leave it out")
+    package.setdefault("git", {"repository": recipe.data.get("repository", ""), "tag": row.get("revision", ""),
+                               "submodules": []})
+    return recipe
 
 
 def _nvcc(device: Mapping[str, Any], document: Document) -> None:

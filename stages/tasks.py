@@ -46,10 +46,10 @@ REPORTS = ("plan", "why", "log", "check", "coverage", "preflight")
 
 #: Names that stages may have; `./doit list` shows them even for a checkout in which no target has them all.
 STAGES = ("base-facts", "base", "cuda", "torch", "vllm-source", "vllm-compiler", "vllm-toolkit", "vllm-requires",
-          "vllm-expected", "vllm-extensions", "vllm-wheel", "deps", "vllm", "links", "triton", "backend", "serve",
-          "image", "attest")
+          "vllm-expected", "vllm-extensions", "vllm-wheel", "deps", "vllm", "links", "triton", "python-backend",
+          "backend", "serve", "image", "attest")
 #: What the stages of any package from source are called behind its name.
-PARTS = ("source", "compiler", "toolkit", "requires", "expected", "extensions", "wheel")
+PARTS = ("source", "compiler", "development", "toolkit", "requires", "expected", "extensions", "wheel")
 
 
 class NoDatabase:
@@ -104,7 +104,8 @@ class Session:
                 project = self.project
                 self.report.fit(stage.name for stage in project.graph(target).stages)
                 self._engines[target] = Engine(
-                    project.store, project.root, fetcher(project.root, project.suites, project.trees),
+                    project.store, project.root, fetcher(project.root, project.suites, project.trees,
+                                                         project.mirrors),
                     reporting.OfTarget(self.report, target), facts(), target, self.cancelled)
             return self._engines[target]
 

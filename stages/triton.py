@@ -36,7 +36,7 @@ def stages(target: Target, lock: Lock, root: Path) -> list[Stage]:
                         cure=f"./doit lock:{target.name}")
     table = _table(root)
     row = _row(table, wheel.version)
-    content = layout(table, row)
+    content = layout(table, row, target.data["triton"]["python_backend"] == "source")
     return [
         Stage("triton", "Triton server tree", BUILDERS["triton-tree"], platform(target),
               {"python": lock.python["version"], "root": ROOT, "version": wheel.version},
@@ -68,6 +68,7 @@ def _table(root: Path) -> dict[str, Any]:
 
     try:
         found = yaml.load((root / LAYOUT).read_bytes(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # noqa: S506
+        [*found["python_backend"]["files"], *found["python_backend"]["links"]]
         for row in found["releases"]:
             if not all(isinstance(row[key], str) for key in _BUILT_FROM):
                 raise ValueError(f"the release {row} lacks a text")
@@ -92,12 +93,20 @@ def _row(table: Mapping[str, Any], version: str) -> Mapping[str, Any] | None:
                  if release(row["since"]) <= release(version) < release(row["before"])), None)
 
 
-def layout(table: Mapping[str, Any], row: Mapping[str, Any] | None) -> bytes:
+def layout(table: Mapping[str, Any], row: Mapping[str, Any] | None, without: bool = False) -> bytes:
     """What the builder gets: the rules and the one release, as canonical JSON, which is YAML too.
 
     A comment, another release or what is only said about this one changes nothing in it.
+
+    Args:
+        without: the server's own Python backend, which another layer has: no layer hides another's file.
     """
     rows = table["releases"] if row is None else [row]
+    part = table["python_backend"]
+    table = {key: value for key, value in table.items() if key != "python_backend"}
+    if without:
+        table |= {"without": part["files"],
+                  "links": {path: to for path, to in table["links"].items() if path not in part["links"]}}
     return canonical.dumps({**table, "releases": [{key: one[key] for key in _BUILT_FROM} for one in rows]})
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import jsonschema
 import pytest
+import yaml
 
 from assemble.triton_tree import build
 from cache.archive import LayerReader
@@ -153,3 +154,17 @@ def test_packages_name_the_server(store: Store, tmp_path: Path) -> None:
     (found,) = packages["packages"]
     assert (found["type"], found["name"], found["version"]) == ("generic", "triton-inference-server", "2.51.0")
     assert found["file"] == wheel.name
+
+
+def test_python_backend_of_another_layer_is_left_out(store: Store, tmp_path: Path) -> None:
+    wheel = make_pytriton(tmp_path)
+    layout = {**yaml.safe_load(LAYOUT.read_text()), "without": ["pytriton/tritonserver/backends/python/"]}
+    layout["links"].pop("backends/python")
+    made = build(BuildContext(store, {"python": "3.12", "root": ROOT, "version": "0.7.0"},  # it has no stub for it
+                              {"wheel": store.put(wheel.read_bytes()).digest,
+                               "layout": store.put(yaml.safe_dump(layout).encode()).digest},
+                              {"os": "linux", "architecture": "arm64"}))
+    with LayerReader(store, made["index"].digest) as layer:
+        assert not [path for path in layer.entries if "backends/python" in path]
+        assert layer.resolve(f"{ROOT}/bin/tritonserver")
+        assert layer.resolve(f"{ROOT}/lib/libtritonserver.so")

@@ -38,6 +38,7 @@ TABLE = """\
 releases:
   - {since: "0.7.0", before: "0.7.1", triton: "2.51.0", container: "24.10", advisories: [CVE-1], fixed: "25.07"}
 fixed: true
+python_backend: {files: [a/], links: [b]}
 """
 
 KEYS = {

@@ -1,0 +1,208 @@
+"""Pieces of the server tree from source: what a target may say, what a lock has, the stages."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+
+from cache.errors import InputError
+from checks import facts
+from stages import lockfile, recipe, target
+from stages.graph import DataInput, FileInput, Graph, SourceInput, plan_keys
+from stages.locked_source import SourcePackage, Tools, parse
+from stages.lockfile import Lock, LockedFile
+from stages.project import graph
+from stages.target import Target
+from tests.support.front import HERE, make_project
+from tests.support.project import TARGET
+from tests.support.sourced import DEVICE, file, lock_of, tree
+
+SERVED = 'triton: {version: "0.7.0", python_backend: source}\n'
+PARTS = "sources:\n  packages:\n    python-backend: "
+
+
+def load(root: Path, text: str) -> Target:
+    if not (root / "targets").exists():
+        make_project(root)
+    (root / "targets/small.yaml").write_text(text)
+    return target.load(root, "small")
+
+
+def archive(**more: Any) -> LockedFile:
+    return replace(LockedFile("boost", "1.80.0", "boost_1_80_0.tar.gz", 100, "e" * 64,
+                              "https://example.org/boost_1_80_0.tar.gz"), **more)
+
+
+def package() -> SourcePackage:
+    source = {"kind": "git", "repository": "https://github.com/triton-inference-server/python_backend.git",
+              "pinned": "f" * 40, "revision": "f" * 40, "tree": "sha256:" + "1" * 64, "size": 10, "submodules": {}}
+    tools = Tools((), (file("g++-12", suffix="deb", architecture="amd64"),), (), (file("cmake"),),
+                  (file("zlib1g-dev", suffix="deb", architecture="amd64"),
+                   file("bash", suffix="deb", architecture="amd64")))
+    trees = (tree("repo-core"), tree("dlpack"))
+    return SourcePackage("python-backend", "26.02", source, trees, {}, (), tools, (archive(),))
+
+
+def lock(asked: Target) -> Lock:
+    return replace(lock_of(asked, package()), files=(LockedFile(
+        "nvidia-pytriton", "0.7.0", "nvidia_pytriton-0.7.0-py3-none-any.whl", 10, "a" * 64, "default"),))
+
+
+def graph_of(root: Path, text: str = TARGET + SERVED) -> Graph:
+    asked = load(root, text)
+    return graph(asked, lock(asked), root)
+
+
+# -- targets ------------------------------------------------------------------------------------------
+
+
+def test_it_takes_the_newest_release_whose_revisions_are_all_known(tmp_path: Path) -> None:
+    found = load(tmp_path, TARGET + SERVED).data["sources"]["packages"]["python-backend"]
+    assert found["version"] == "26.02"  # of 26.07 nobody knows the revision of core
+    assert found["git"]["tag"] == "bfc93fa1d83af968ae4f871ba061cc4a3f90fd8f"
+    assert found["git"]["repository"] == "https://github.com/triton-inference-server/python_backend.git"
+
+
+def test_release_that_is_named_has_its_own_revisions_and_boost(tmp_path: Path) -> None:
+    asked = load(tmp_path, TARGET + SERVED + PARTS + '{version: "25.07"}\n')
+    wanted = asked.request()["sources"]["packages"]["python-backend"]
+    assert wanted["git"]["tag"].startswith("78877a72")
+    assert wanted["recipe"]["variables"]["TRITON_CORE_REPO_TAG"].startswith("b354d4dc")
+    assert [one["url"].rpartition("/")[2] for one in wanted["recipe"]["archives"]] == ["boost_1_79_0.tar.gz"]
+
+
+def test_wheels_are_resolved_as_before(tmp_path: Path) -> None:
+    without = load(tmp_path, TARGET + 'triton: {version: "0.7.0"}\n')
+    assert "sources" not in without.data
+    assert load(tmp_path, TARGET + SERVED).request()["wheels"] == without.request()["wheels"]
+
+
+@pytest.mark.parametrize(("text", "says"), [
+    ('triton: {version: "0.7.0"}\n' + PARTS + "{}\n", "python-backend is not taken from source"),
+    (SERVED + PARTS + '{version: "26.07"}\n', "the revisions of python-backend 26.07 are not known"),
+    (SERVED + PARTS + "{index: default}\n", "python-backend is in no index"),
+    (SERVED + PARTS + "{recipe: vllm/recipe.yaml}\n", "does not say where in the image its files belong"),
+    (SERVED + 'sources: {packages: {pkg: {version: "1", recipe: triton/python-backend.yaml}}}\n',
+     "the recipe of pkg makes no wheel"),
+    ('triton: {version: "0.7.0", python_backend: src}\n', "python_backend"),
+])
+def test_target_that_is_wrong_is_named_by_its_line(tmp_path: Path, text: str, says: str) -> None:
+    with pytest.raises(InputError) as caught:
+        load(tmp_path, TARGET + text)
+    assert says in caught.value.message
+    assert "small.yaml" in str(caught.value.where) or "recipe.yaml" in str(caught.value.where)
+
+
+def test_repository_of_ones_own_needs_no_row(tmp_path: Path) -> None:
+    own = '{version: "99.1", git: {repository: "https://example.org/pb.git", tag: main}}\n'
+    found = load(tmp_path, TARGET + SERVED + PARTS + own)
+    assert found.data["sources"]["packages"]["python-backend"]["git"]["tag"] == "main"
+    assert found.recipes["python-backend"].variables("99.1") == {
+        "TRITON_REPO_ORGANIZATION": "https://github.com/triton-inference-server"}
+
+
+def test_table_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    make_project(tmp_path)
+    (tmp_path / "triton/releases.yaml").write_text("releases: [\n")
+    with pytest.raises(InputError) as caught:
+        recipe.load(tmp_path, "triton/python-backend.yaml")
+    assert caught.value.message == "the table of releases cannot be read"
+    assert caught.value.where == "triton/releases.yaml"
+
+
+# -- lock ---------------------------------------------------------------------------------------------
+
+
+def test_lock_with_archives_and_development_packages_reads_back(tmp_path: Path) -> None:
+    made = lock(load(tmp_path, TARGET + SERVED))
+    text = made.dumps()
+    again = lockfile.parse(text, "x")
+    assert again.sources == made.sources
+    assert again.dumps() == text
+    jsonschema.validate(json.loads(text), json.loads((HERE / "docs/formats/lock.schema.json").read_text()))
+    assert parse([package().to_json()])[0].archives == (archive(),)
+    changed = replace(made, sources=(replace(package(), archives=(archive(sha256="9" * 64),)),))
+    assert [change.name for change in lockfile.compare(made, changed)] == ["python-backend: boost"]
+
+
+def test_pins_name_the_archive_and_no_address() -> None:
+    found = facts.pins({"base": {"kind": "debian"}, "python": {}, "debs": [], "wheels": [], "files": [],
+                        "sources": [package().to_json()]})["sources"][0]
+    assert found["archives"][0]["sha256"] == "e" * 64
+    assert "index" not in found["archives"][0]
+    assert [deb["name"] for deb in found["tools"]["development"]] == ["zlib1g-dev", "bash"]
+
+
+# -- stages -------------------------------------------------------------------------------------------
+
+
+def test_its_layer_is_an_image_layer_above_the_server(tmp_path: Path) -> None:
+    found = graph_of(tmp_path)
+    image = found.stage("image")
+    names = [name.partition("-")[2] for name in image.inputs if name.startswith("layers/")]
+    assert names[names.index("triton"):] == ["triton", "python-backend", "serve"]
+    assert "packages/python-backend" in found.stage("attest").inputs
+    assert "triton-stub" in image.gates
+    assert image.params["labels"]["io.stagecraft.python-backend.from"] == "git " + "f" * 40
+
+
+def test_its_script_reads_the_base_and_no_torch(tmp_path: Path) -> None:
+    stage = graph_of(tmp_path).stage("python-backend")
+    assert stage.kind == "run"
+    assert [name.partition("-")[2] for name in stage.inputs if name.startswith("root/")] == [
+        "base", "python-backend-compiler", "python-backend-development", "python-backend-requires"]
+    boost = stage.inputs["file/boost_1_80_0.tar.gz"]
+    assert isinstance(boost, FileInput)
+    assert boost.kind == "url"
+    assert isinstance(stage.inputs["file/cmake.sh"], SourceInput)
+    assert stage.params["into"] == "opt/tritonserver/backends/python"
+    assert not {"SITE", "TORCH_CUDA_ARCH_LIST", "TORCH_VERSION", "CUDA_VERSION"} & stage.params["environment"].keys()
+    told = stage.params["environment"]["CMAKE_ARGS"]
+    assert "-DFETCHCONTENT_SOURCE_DIR_REPO-CORE=/inputs/csrc/sources/repo-core" in told
+    assert stage.params["packages"][0]["purl"].startswith("pkg:github/triton-inference-server/python_backend@ffff")
+
+
+def test_what_the_image_has_is_not_laid_over_it(tmp_path: Path) -> None:
+    stage = graph_of(tmp_path).stage("python-backend-development")
+    assert list(stage.inputs) == ["debs/zlib1g-dev-1.deb"]  # bash is the image's own
+
+
+def test_devices_share_it(tmp_path: Path) -> None:
+    one = graph_of(tmp_path, DEVICE.replace("linux/arm64", "linux/amd64") + SERVED)
+    other = graph_of(tmp_path, DEVICE.replace("linux/arm64", "linux/amd64").replace("11.0", "12.1") + SERVED)
+    assert plan_keys(one)["python-backend"] == plan_keys(other)["python-backend"]
+
+
+def test_server_leaves_its_own_out_and_only_then(tmp_path: Path) -> None:
+    def layout(text: str) -> bytes:
+        found = graph_of(tmp_path, text).stage("triton").inputs["layout"]
+        assert isinstance(found, DataInput)
+        return found.content
+
+    assert b'"without":["pytriton/tritonserver/backends/python/"]' in layout(TARGET + SERVED)
+    assert b'"backends/python":' not in layout(TARGET + SERVED)
+    asked = load(tmp_path, TARGET + 'triton: {version: "0.7.0"}\n')
+    before = graph(asked, replace(lock(asked), sources=()), tmp_path).stage("triton").inputs["layout"]
+    assert isinstance(before, DataInput)
+    assert b"without" not in before.content
+    assert b'"backends/python":' in before.content
+
+
+def test_no_wheel_is_made_of_it(tmp_path: Path) -> None:
+    found = graph_of(tmp_path)
+    assert "python-backend-wheel" not in {stage.name for stage in found.stages}
+    data = lock(load(tmp_path, TARGET + SERVED)).to_json()
+    assert not [name for name in facts.image(load(tmp_path, TARGET + SERVED).data, data)["wheels"] if "backend" in name]
+
+
+@pytest.mark.parametrize(("version", "known", "numpy"), [
+    ("26.02", True, ""), ("24.11", True, ""), ("24.10", True, "<2"), ("26.08", False, "<2"), ("99.1", False, "<2")])
+def test_numpy_goes_by_its_pybind11(version: str, known: bool, numpy: str) -> None:
+    data = {"python": {"version": "3.11"}, "files": [], "sources": [{"name": "python-backend", "version": version}]}
+    found = facts.triton_stub({"platform": "linux/amd64"}, data)
+    assert (found["server"], found["known"], found["numpy"]) == (version, known, numpy)

@@ -1,0 +1,71 @@
+# What the scripts of Triton's pieces share: sourced, not run. docs/serving.md, "Where Triton comes from".
+
+export PATH="/cross/bin:/cross/python/cmake/data/bin:/cross/python/bin:$PATH" PYTHONPATH=/cross/python
+export LC_ALL=C TZ=UTC SOURCE_DATE_EPOCH="${SOURCE_DATE_EPOCH:-315532800}"
+
+fail() { # message, expected, found
+    printf '%s: %s\n  expected: %s\n  found: %s\n' "$NAME" "$1" "$2" "$3" >&2
+    exit 1
+}
+
+# A copy of everything that was locked, which CMake may write into.
+unpack() {
+    cp -a /inputs/csrc /build/csrc
+    chmod -R u+w /build/csrc
+    mkdir -p /build/csrc/sources
+    # Debian's os-release has no ID_LIKE, and `if(${EMPTY} MATCHES …)` is an error.
+    grep -rlF 'if(${DISTRO_ID_LIKE} MATCHES' --include=CMakeLists.txt /build/csrc | while read -r file; do
+        sed -i 's/if(${DISTRO_ID_LIKE} MATCHES/if("${DISTRO_ID_LIKE}" MATCHES/' "$file"
+    done
+}
+
+# Tests would fetch googletest, by an address without a hash. They are configured and never built, so names will do.
+no_googletest() {
+    mkdir /build/googletest
+    cat > /build/googletest/CMakeLists.txt <<'END'
+cmake_minimum_required(VERSION 3.17)
+project(googletest NONE)
+foreach(name gtest gtest_main gmock gmock_main)
+  add_library(${name} INTERFACE)
+  add_library(GTest::${name} ALIAS ${name})
+endforeach()
+END
+}
+
+# Every compile, also of a project inside another, which knows of the outer one this file alone: the compilers, flags that
+# keep paths out of the result, and where each pinned source lies.
+toolchain() {
+    same="-ffile-prefix-map=/build/csrc/src=/src -ffile-prefix-map=/build=/build"
+    {
+        for tool in "C_COMPILER gcc" "CXX_COMPILER g++" "AR ar" "RANLIB ranlib" "LINKER ld" "STRIP strip" "NM nm"; do
+            echo "set(CMAKE_${tool% *} /cross/bin/${tool#* })"
+        done
+        echo "set(CMAKE_C_FLAGS_INIT \"$same\")"
+        echo "set(CMAKE_CXX_FLAGS_INIT \"$same\")"
+        if [ -n "${STAGECRAFT_CCACHE:-}" ]; then
+            echo "set(CMAKE_C_COMPILER_LAUNCHER $STAGECRAFT_CCACHE)"
+            echo "set(CMAKE_CXX_COMPILER_LAUNCHER $STAGECRAFT_CCACHE)"
+        fi
+        echo 'set(FETCHCONTENT_FULLY_DISCONNECTED ON CACHE BOOL "" FORCE)'
+        for place in /build/csrc/sources/* /build/googletest; do
+            [ -d "$place" ] || continue
+            name=$(basename "$place" | tr '[:lower:]' '[:upper:]')
+            echo "set(FETCHCONTENT_SOURCE_DIR_$name $place CACHE PATH \"\" FORCE)"
+        done
+    } > /build/toolchain.cmake
+}
+
+# The options that make the same bytes wherever it is built; more are the caller's.
+configure() { # source, build, RUNPATH of what is made, more…
+    from=$1 to=$2 runpath=$3
+    shift 3
+    cmake -G Ninja -S "$from" -B "$to" -DCMAKE_TOOLCHAIN_FILE=/build/toolchain.cmake -DCMAKE_BUILD_TYPE=Release \
+        -DCMAKE_EXPORT_NO_PACKAGE_REGISTRY=ON -DCMAKE_SKIP_BUILD_RPATH=ON -DCMAKE_BUILD_WITH_INSTALL_RPATH=ON \
+        "-DCMAKE_INSTALL_RPATH=$runpath" -DPYTHON_EXECUTABLE="$PYTHON" -DPython_EXECUTABLE="$PYTHON" \
+        -DPython3_EXECUTABLE="$PYTHON" "$@"
+}
+
+# What only a debugger reads, and the name of the compiler's package.
+strip_files() { # file…
+    /cross/bin/strip --strip-unneeded --remove-section=.comment "$@"
+}
