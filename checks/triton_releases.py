@@ -5,6 +5,7 @@ On the path of a build that has nothing to do: imports nothing heavy.
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +19,7 @@ TABLE = "triton/releases.yaml"
 PATCHES = "triton/patches/vllm_backend"
 
 _ROOT = Path(__file__).resolve().parent.parent
+_ARCHIVE = re.compile(r"tritonserver(\d+(?:\.\d+)+)-(?:igpu|agx)\.tar")
 _CONTAINER = re.compile(r"(?<![\d.])r?(\d\d\.(?:0[1-9]|1[0-2]))(?![\d.])")
 #: What `triton.from` may name whose stub was compiled by somebody else.
 _FOREIGN = ("pytriton", "release", "image")
@@ -25,6 +27,7 @@ _FOREIGN = ("pytriton", "release", "image")
 Data = Mapping[str, Any]
 
 
+@functools.cache
 def table() -> dict[str, Any]:
     return tables.read(_ROOT / TABLE)
 
@@ -34,10 +37,11 @@ def row_of(name: str) -> dict[str, Any] | None:
 
     Args:
         name: a container (`25.08`, `r25.08`, `…/tritonserver:25.08-py3-igpu@sha256:…`), a version (`2.60.0`,
-            `v2.60.0`), or a revision of its server or its vllm_backend.
+            `v2.60.0`), an archive (`…/tritonserver2.60.0-igpu.tar`), or a revision of its server or its vllm_backend.
     """
-    name = name.partition("@")[0]
-    tag = name.rpartition(":")[2] if ":" in name else name
+    file = name.partition("@")[0].rpartition("/")[2]
+    archive = _ARCHIVE.fullmatch(file)
+    tag = archive[1] if archive else file.rpartition(":")[2]
     found = _CONTAINER.match(tag)
     for row in table()["releases"]:
         known = {row.get("triton"), *(row.get("revisions", {}).get(part) for part in ("server", "vllm_backend"))}
@@ -98,7 +102,8 @@ def _released(server: dict[str, Any], asked: str, platform: str, machine: str) -
     jetson: Data = row.get("igpu", {})
     # NVIDIA publishes archives for aarch64 only as igpu; those named agx are SBSA.
     archives = [one for one in jetson.get("archives", ()) if one["file"].endswith("-igpu.tar")]
-    igpu = "igpu" in asked or platform == "igpu" or (server["from"] == "release" and machine == "aarch64")
+    igpu = "igpu" in asked or platform == "igpu" or (
+        server["from"] == "release" and machine == "aarch64" and "-agx" not in asked)
     if igpu and jetson:
         server.update(igpu=True, pythons=[_minor(jetson["python"])] if "python" in jetson else [],
                       cuda=jetson.get("cuda") or jetson.get("cuda_major", ""),

@@ -87,6 +87,11 @@ def test_an_archive_for_jetson() -> None:
     assert "Triton 26.02-igpu" in found["server: cuda"].message
 
 
+def test_an_archive_for_sbsa_is_no_archive_for_jetson() -> None:
+    assert list(findings({"from": "release", "version": "tritonserver2.60.0-igpu.tar"})) == ["server: igpu"]
+    assert findings({"from": "release", "version": "tritonserver2.60.0-agx.tar"}) == {}
+
+
 def test_an_igpu_artefact_on_thor() -> None:
     """server issue 8412: 25.08-py3-igpu is CUDA 12."""
     found = findings({"from": "image", "version": "nvcr.io/nvidia/tritonserver:25.08-py3-igpu"})

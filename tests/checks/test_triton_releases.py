@@ -50,7 +50,8 @@ def test_no_two_releases_share_a_revision_of_the_server() -> None:
 @pytest.mark.parametrize("name", [
     "25.08", "r25.08", "2.60.0", "v2.60.0", "nvcr.io/nvidia/tritonserver:25.08-vllm-python-py3",
     "localhost:5000/tritonserver:25.08-py3-igpu@sha256:" + "0" * 64, "15f492ed986c4a875364ac95a1433526a0f92cbe",
-    "ed9ff012f5dc07da52f1c909a0536de14baad537"])
+    "ed9ff012f5dc07da52f1c909a0536de14baad537", "tritonserver2.60.0-agx.tar",
+    "https://github.com/triton-inference-server/server/releases/download/v2.60.0/tritonserver2.60.0-igpu.tar"])
 def test_the_names_that_a_release_has(name: str) -> None:
     assert row(name)["container"] == "25.08"
 
