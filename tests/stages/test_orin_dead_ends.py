@@ -253,7 +253,7 @@ def test_a_pin_of_triton_that_is_not_there_for_this_machine(orin: Orin, there: b
         make_wheel(orin.pypi, "triton", "3.2.0", tag="cp310-cp310-manylinux_2_17_x86_64.manylinux2014_x86_64")
     make_wheel(orin.pypi, "triton", "3.5.0", tag="cp310-cp310-manylinux_2_27_aarch64.manylinux_2_28_aarch64")
     orin.target(**{"    triton: jetson-jp6\n": "",
-                   "wheels:\n  overrides:": "wheels:\n  requirements: [triton==3.2.0]\n  overrides:"})
+                   "requirements: [numpy==1.26.4]": "requirements: [numpy==1.26.4, triton==3.2.0]"})
     error = orin.refused()
     if there:
         assert error.message.startswith("index default has triton 3.2.0 only for manylinux2014_x86_64")
