@@ -23,16 +23,17 @@ if TYPE_CHECKING:
 KEYS: Mapping[str, tuple[str, ...]] = {
     "model": ("model", "out", "name", "context", "memory", "sequences", "at", "lora", "attention", "tool_parser",
               "reasoning_parser"),
+    "compose": ("out", "image", "gpu", "network", "publish"),
 }
 
 
 def refuse(verb: str, target: str, words: Sequence[str]) -> None:
-    """Refuse `key=value` words that the task does not take, before anything is built for it.
+    """Refuse `key=value` words that no such task of the line takes, before anything is built for it.
 
     Raises:
         InputError: with the nearest key.
     """
-    known = KEYS[verb]
+    known = list(dict.fromkeys(key for word in words for key in KEYS.get(word.partition(":")[0], ())))
     for word in words:
         key, equals, _ = word.partition("=")
         if word.startswith("-") or not equals or key in known:

@@ -39,6 +39,7 @@ VERBS = {
     "export": "write the image as a tar for docker load and OCI tools",
     "push": "push the image to a registry",
     "model": "a model repository for a model: model=ID or DIRECTORY, key=value… (docs/howto-serve.md)",
+    "compose": "compose.yaml for the device",
 }
 
 #: Verbs that only tell something. For several targets each tells, even if one of them cannot.
