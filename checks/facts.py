@@ -163,6 +163,14 @@ def triton_stub(target: Data, lock: Data) -> dict[str, Any]:
         # 2.12 is the first pybind11 that knows numpy 2.
         return {**found, "part": part["name"], "server": part["version"], "known": bool(pybind),
                 "numpy": "" if release(pybind) >= (2, 12) else "<2"}
+    described = target.get("triton", {})
+    if described.get("from", "pytriton") != "pytriton":
+        from checks.triton_releases import row_of
+
+        known = row_of(str(described["version"])) or row_of(str(described.get("image", ""))) or {}
+        pybind = known.get("pybind11", "")
+        return {**found, "part": "tritonserver", "server": str(described["version"]), "known": bool(pybind),
+                "numpy": "" if release(pybind) >= (2, 12) else "<2"}
     version = next((file["version"] for file in lock["files"] if file["name"] == "nvidia-pytriton"), "")
     row = _releases("triton/pytriton-layout.yaml", version)
     return {**found, "server": version, "known": row is not None, "numpy": (row or {}).get("numpy", "")}
@@ -285,11 +293,18 @@ def pins(lock: Data) -> dict[str, Any]:
     base = {key: value for key, value in lock["base"].items() if key in ("kind", "digest")}
     return {"base": base, "python": lock["python"]} | {
         section: [_without_index(entry) for entry in lock[section]] for section in ("debs", "wheels", "files")} | (
+        {"server": _server_pins(lock["server"])} if lock.get("server") else {}) | (
         {"sources": [_source_pins(package) for package in lock["sources"]]} if lock.get("sources") else {})
 
 
 def _without_index(entry: Data) -> dict[str, Any]:
     return {key: value for key, value in entry.items() if key != "index"}
+
+
+def _server_pins(server: Data) -> dict[str, Any]:
+    """A server out of an archive or an image: what it is, not where it was found."""
+    return {key: server[key] for key in (("kind", "digest") if server["kind"] == "image" else
+                                         ("kind", "name", "version", "file", "size", "sha256"))}
 
 
 def _source_pins(package: Data) -> dict[str, Any]:

@@ -122,6 +122,24 @@ def lock_base(reference: str, platform: Mapping[str, str], *, store: Store | Non
         facts.status_of(image), facts.os_release(facts.os_release_of(image)))
 
 
+def lock_layers(reference: str, platform: Mapping[str, str], *, environ: Mapping[str, str] | None = None,
+                patience: Patience | None = None) -> dict[str, Any]:
+    """Resolve a reference to the digests of an image and its layers; nothing of these is fetched.
+
+    Returns:
+        `reference`, `repository`, `digest`, `layers` as `LockedBase` has them.
+
+    Raises:
+        InputError, FetchError, LockError, IntegrityError: as `lock_base`.
+    """
+    name = parse_reference(reference)
+    registry = Registry.connect(name, patience=patience, environ=environ)
+    manifest = registry.manifest_for(name, platform)
+    _, layers = _describe(registry, name, manifest, platform)
+    exact = Reference(name.registry, name.repository, name.tag, name.digest or manifest.digest)
+    return {"reference": str(exact), "repository": name.name, "digest": manifest.digest, "layers": layers}
+
+
 def _describe(registry: Registry, name: Reference, manifest: RemoteManifest,
               platform: Mapping[str, str]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """What the configuration says, and the layers."""

@@ -60,12 +60,17 @@ def materials(pins: Mapping[str, Any], purls: Mapping[str, str]) -> list[dict[st
     for package in sources:
         for descriptor in _sources(package):
             found[descriptor.get("uri", descriptor["name"]), next(iter(descriptor["digest"].values()))] = descriptor
-    base = pins.get("base", {})
-    if base.get("digest"):
-        name = str(base.get("repository", "base"))
-        uri = f"pkg:oci/{quote(name.rpartition('/')[2], safe='')}@{quote(base['digest'], safe='')}" + (
+    base, server = pins.get("base", {}), pins.get("server", {})
+    images = [(str(base.get("repository", "base")), base["digest"])] if base.get("digest") else []
+    if server.get("kind") == "image":
+        images.append((server["address"], server["digest"]))
+    for name, digest in images:
+        uri = f"pkg:oci/{quote(name.rpartition('/')[2], safe='')}@{quote(digest, safe='')}" + (
             f"?repository_url={quote(name, safe='/')}" if "/" in name else "")
-        found[uri, base["digest"]] = {"uri": uri, "name": name, "digest": {"sha256": _hex(base["digest"])}}
+        found[uri, digest] = {"uri": uri, "name": name, "digest": {"sha256": _hex(digest)}}
+    if server.get("kind") == "archive":
+        found[server["address"], server["sha256"]] = {"uri": server["address"], "name": server["file"],
+                                                      "digest": {"sha256": server["sha256"]}}
     return [found[key] for key in sorted(found)]
 
 

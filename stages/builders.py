@@ -35,6 +35,7 @@ BUILDERS: Mapping[str, Builder] = {
         Builder("debs-layer", 1, ("layer", "index", "packages"), "assemble.debs:build"),
         Builder("wheels-layer", 1, ("layer", "index", "packages"), "assemble.wheels:build"),
         Builder("triton-tree", 1, ("layer", "index", "packages"), "assemble.triton_tree:build"),
+        Builder("server-tree", 1, ("layer", "index", "packages"), "oci.server_tree:build"),
         Builder("files-layer", 1, ("layer", "index"), "assemble.files:build"),
         Builder("base-facts", 1, ("status", "passwd", "group", "os-release", "index"), "oci.base:build"),
         Builder("image", 1, ("config", "manifest"), "oci.image:build"),

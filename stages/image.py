@@ -87,6 +87,9 @@ def materials(lock: Lock, compiled: Sequence[Stage] = ()) -> dict[str, Any]:
     found = pins(lock)
     if lock.base["kind"] == "image":
         found["base"] = {**found["base"], "repository": lock.base["repository"]}
+    if lock.server:
+        where = lock.server["repository"] if lock.server["kind"] == "image" else lock.server["index"]
+        found["server"] = {**found["server"], "address": where}
     for package, locked in zip(found.get("sources", ()), lock.sources, strict=True):
         trees = locked.all_trees()
         package["repositories"] = {tree.revision: tree.repository for tree in trees}

@@ -72,6 +72,7 @@ class Lock:
         emulator: packages that run the image's programs on other machines, for checks; no part of the image.
         emulator_suites: the suites that these were resolved from, as in `base`.
         sources: packages that are compiled (`stages.locked_source`).
+        server: a Triton server out of an archive or an image (`stages.server`).
         decisions: of packages whose target leaves it to `lock`, `{"from": "wheel" or "source", "why": [line, …]}`.
     """
 
@@ -86,6 +87,7 @@ class Lock:
     emulator_suites: tuple[Mapping[str, str], ...] = ()
     sources: tuple[SourcePackage, ...] = ()
     decisions: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    server: Mapping[str, Any] = field(default_factory=dict)
     path: str = field(default="", compare=False)
 
     def to_json(self) -> dict[str, Any]:
@@ -95,6 +97,7 @@ class Lock:
             **{section: [entry.to_json() for entry in getattr(self, section)] for section in SECTIONS},
             **({"emulator": {"suites": [dict(suite) for suite in self.emulator_suites],
                              "debs": [entry.to_json() for entry in self.emulator]}} if self.emulator else {}),
+            **({"server": dict(self.server)} if self.server else {}),
             **({"sources": [package.to_json() for package in self.sources]} if self.sources else {}),
             **({"decisions": {name: dict(one) for name, one in self.decisions.items()}} if self.decisions else {}),
         }
@@ -112,6 +115,9 @@ class Lock:
         if self.emulator:
             parts.append("\n".join(['  "emulator": {', f'    "suites": {lines_of(data["emulator"]["suites"], 4)},',
                                     f'    "debs": {lines_of(data["emulator"]["debs"], 4)}', "  }"]))
+        if self.server:
+            body = json.dumps(data["server"], indent=2, ensure_ascii=False).replace("\n", "\n  ")
+            parts.append(f'  "server": {body}')
         if self.sources:
             from stages.locked_source import dumps
 
@@ -155,7 +161,7 @@ def parse(text: str, where: str) -> Lock:
             raise LockError("the lock has another format", where=where, expected=FORMAT, found=str(data["format"])[:60],
                             cure="lock again")
         keys_of(data, "the file", ("format", "target", "request", "base", "python", *SECTIONS),
-                ("emulator", "sources", "decisions"))
+                ("emulator", "server", "sources", "decisions"))
         text_of(data["target"], "target")
         keys_of(data["request"], "request", ("base", "wheels"), ("sources",))
         for part in data["request"]:
@@ -164,6 +170,7 @@ def parse(text: str, where: str) -> Lock:
         _python(data["python"])
         sections = {section: files_of(data[section], section) for section in SECTIONS}
         emulator, suites = _emulator(data.get("emulator", {"suites": [], "debs": []}))
+        server = _server(data["server"]) if "server" in data else {}
         sources = _sources(data["sources"]) if "sources" in data else ()
         _decisions(data.get("decisions", {}))
     except Wrong as error:
@@ -174,7 +181,7 @@ def parse(text: str, where: str) -> Lock:
         raise LockError("the lock is malformed", where=where + line, expected="JSON", found=found,
                         cure=_CURE) from error
     return Lock(data["target"], data["request"], data["base"], data["python"], path=where, emulator=emulator,
-                emulator_suites=suites, sources=sources, decisions=data.get("decisions", {}), **sections)
+                emulator_suites=suites, sources=sources, server=server, decisions=data.get("decisions", {}), **sections)
 
 
 _CURE = "restore it from version control, or lock again"
@@ -287,6 +294,12 @@ def _emulator(value: Any) -> tuple[tuple[LockedFile, ...], tuple[Mapping[str, st
     keys_of(value, "emulator", ("suites", "debs"))
     suites_of(value["suites"], "emulator.suites")
     return files_of(value["debs"], "emulator.debs"), tuple(value["suites"])
+
+
+def _server(value: Any) -> dict[str, Any]:
+    from stages.server import parse as parse_server  # only where there is one
+
+    return parse_server(value)
 
 
 def _sources(value: Any) -> tuple[SourcePackage, ...]:
@@ -422,6 +435,9 @@ def compare(old: Lock | None, new: Lock) -> list[Change]:
         if decided.get(name) != new.decisions.get(name):
             found.append(Change("decision", name, *(f"{one['from']}: {one['why'][0]}" if one else ""
                                                     for one in (decided.get(name), new.decisions.get(name)))))
+    served = [str(one.get("digest") or one.get("sha256", ""))[:19] for one in (old.server if old else {}, new.server)]
+    if served[0] != served[1]:
+        found.append(Change("server", "tritonserver", *served))
     old_base: Mapping[str, Any] = old.base if old else {}
     for name in sorted(old_base.keys() | new.base.keys()):
         if old_base.get(name) != new.base.get(name):

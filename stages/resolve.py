@@ -109,10 +109,11 @@ def _lock(project: Project, target: Target, log: Callable[[str], None], upgrade:
         _still_fit(name, only, old, python, sources)
     else:
         wheels, files = parts.wheels(python, sources)
+    server = old.server if only in ("debs", "sources", "emulator") and old is not None else parts.server()
     emulator, suites = parts.emulator() if only not in ("wheels", "debs", "sources") or old is None else \
         (old.emulator, old.emulator_suites)
     new = Lock(name, _answered(target, old, only), base, python, debs, wheels, files, emulator, suites,
-               sources, decisions)
+               sources, decisions, server)
     if only not in ("debs", "sources", "emulator") and new.wheels:
         if judged:
             _judge(project, target, new, log)
@@ -193,6 +194,7 @@ def _moving(upgrade: bool | Collection[str], old: Lock | None) -> bool | frozens
         lists = [old.debs, old.wheels, old.files, old.emulator]
         lists += [one.tools.files() for one in old.sources]
         known = {file.name for files in lists for file in files} | {one.name for one in old.sources}
+        known |= {"tritonserver"} if old.server else set()
     found = set()
     for name in upgrade:
         wheel = re.sub(r"[-_.]+", "-", name).lower()
@@ -336,6 +338,13 @@ class _Parts:
             suites += [dict(vars(state)) for state in found.suites]
         return tuple(debs), tuple(suites)
 
+    def server(self) -> dict[str, Any]:
+        """A Triton server out of an archive or an image."""
+        from stages.server import resolve
+
+        moves = self.upgrade is True or (self.upgrade is not False and "tritonserver" in self.upgrade)
+        return resolve(self.project, self.target, self.old.server if self.old else {}, moves, self.log)
+
     def sources(self, base: Mapping[str, Any], python: Mapping[str, str], debs: tuple[LockedFile, ...]
                 ) -> tuple[tuple[SourcePackage, ...], dict[str, dict[str, Any]]]:
         """Packages that are compiled; and where the target leaves that to `lock`, what was decided and why."""
@@ -409,7 +418,8 @@ class _Parts:
             pinned[vllm["package"]] = vllm
         requirements = [f"{name}=={part['version']}" for name, part in pinned.items()]
         requirements += [line for package in sources for line in package.requirements]
-        alone = [f"nvidia-pytriton=={data['triton']['version']}"] if "triton" in data else []
+        alone = [f"nvidia-pytriton=={data['triton']['version']}"] \
+            if data.get("triton", {}).get("from") == "pytriton" else []
         if not (requirements or data["wheels"]["requirements"] or alone):
             return (), ()
         self.log("  resolving wheels with uv")

@@ -107,7 +107,10 @@ SCHEMA = Fields(
                         "package": _NAME},  # no default: locks that are there stay good
                        required=("version",), defaults={"from": "wheel", "index": "default"}),
         "sources": _SOURCES,
-        "triton": Fields({"version": _VERSION, "from": Text(choices=("pytriton",)), "index": _NAME,
+        "triton": Fields({"version": _VERSION, "from": Text(choices=("pytriton", "release", "image")), "index": _NAME,
+                          "url": Text(r"https?://\S+/[\w.{}+-]+", "the address of a file"),
+                          "sha256": Text(r"[0-9a-f]{64}", "64 hexadecimal digits"),
+                          "image": Text(r"[\w.:/-]+(@sha256:[0-9a-f]{64})?", "an image reference"),
                           "bind": Text(r"[0-9a-fA-F:.]+", "an IP address"),
                           "python_backend": Text(choices=("prebuilt", "source")),
                           "backend": Text(choices=("stagecraft", "none"))},
@@ -155,6 +158,8 @@ REQUEST_FIELDS = {
     "base": ("platform", "base", "python", "packages"),
     "wheels": ("platform", "python", "torch", "vllm", "triton", "wheels"),
 }
+#: What of the section triton is resolved; the Python backend is resolved as what it is compiled from.
+_SERVER = ("version", "from", "index", "url", "sha256", "image")
 #: The recipe of a package that names none.
 RECIPES = {"vllm": "vllm/recipe.yaml", "python-backend": "triton/python-backend.yaml"}
 
@@ -199,7 +204,7 @@ class Target:
         """
         wheels = self.data["wheels"]
         asked = {**self.data, "packages": sorted(self.data["packages"]),
-                 "triton": {k: v for k, v in self.data.get("triton", {}).items() if k in ("version", "from", "index")},
+                 "triton": {k: v for k, v in self.data.get("triton", {}).items() if k in _SERVER},
                  "wheels": {"requirements": wheels["requirements"],
                             "overrides": [entry["requirement"] for entry in wheels["overrides"]],
                             **({"excluded": sorted(entry["wheel"] for entry in wheels["excluded"])}
@@ -293,6 +298,10 @@ def load(root: Path, name: str) -> Target:
     _layers(data, merged)
     _image(data["image"], merged)
     _waivers(data["waivers"], merged)
+    if "triton" in data:
+        from stages.server import complete
+
+        complete(data["triton"], merged)
     return Target(name, data, tuple(files), _recipes(data, merged, root))
 
 

@@ -30,6 +30,10 @@ _BUILT_FROM = ("since", "before", "triton", "container")
 def stages(target: Target, lock: Lock, root: Path) -> list[Stage]:
     if "triton" not in target.data:
         return []
+    if target.data["triton"]["from"] != "pytriton":
+        from stages import server
+
+        return [server.stage(target, lock, root)]
     wheel = next((file for file in lock.files if file.name == "nvidia-pytriton"), None)
     if wheel is None:
         raise LockError("the lock has no Triton server", where=lock.path, expected="nvidia-pytriton among its files",

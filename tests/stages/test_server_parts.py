@@ -10,7 +10,7 @@ from typing import Any
 import jsonschema
 import pytest
 
-from cache.errors import InputError
+from cache.errors import InputError, LockError
 from checks import facts
 from stages import lockfile, recipe, target
 from stages.graph import DataInput, FileInput, Graph, SourceInput, plan_keys
@@ -206,3 +206,97 @@ def test_numpy_goes_by_its_pybind11(version: str, known: bool, numpy: str) -> No
     data = {"python": {"version": "3.11"}, "files": [], "sources": [{"name": "python-backend", "version": version}]}
     found = facts.triton_stub({"platform": "linux/amd64"}, data)
     assert (found["server"], found["known"], found["numpy"]) == (version, known, numpy)
+
+
+# -- servers that others built ------------------------------------------------------------------------
+
+RELEASE = 'triton: {version: "2.58.0", from: release}\n'
+IMAGE = 'triton: {version: "26.02", from: image, image: "nvcr.io/nvidia/tritonserver:26.02-py3"}\n'
+
+
+def test_archive_that_the_table_knows_needs_no_hash(tmp_path: Path) -> None:
+    found = load(tmp_path, TARGET + RELEASE).data["triton"]
+    assert found["url"].endswith("/releases/download/v2.58.0/tritonserver2.58.0-igpu.tar")
+    assert found["sha256"].startswith("78b4572e")
+    by_container = load(tmp_path, TARGET + RELEASE.replace("2.58.0", "25.05")).data["triton"]
+    assert by_container["url"] == found["url"]
+
+
+@pytest.mark.parametrize(("text", "says"), [
+    ('triton: {version: "2.66.0", from: release}\n', "the sha256 of tritonserver2.66.0-igpu.tar is not known"),
+    ('triton: {version: "0.7.0", sha256: "%s"}\n' % ("a" * 64), "triton.sha256 is for from: release"),
+    (RELEASE.replace("release}", 'release, image: "a/b:1"}'), "triton.image is for from: image"),
+    ('triton: {version: "26.02", from: image}\n', "which image the server is in is not said"),
+])
+def test_server_that_is_said_wrong_is_named(tmp_path: Path, text: str, says: str) -> None:
+    with pytest.raises(InputError) as caught:
+        load(tmp_path, TARGET + text)
+    assert says in caught.value.message
+
+
+def served(asked: Target, server: dict[str, Any]) -> Lock:
+    return replace(lock_of(asked), sources=(), server=server)
+
+
+def image_of(**more: Any) -> dict[str, Any]:
+    layer = {"digest": "sha256:" + "2" * 64, "size": 5, "diff_id": "sha256:" + "3" * 64,
+             "media_type": "application/vnd.oci.image.layer.v1.tar+gzip"}
+    return {"kind": "image", "reference": "nvcr.io/nvidia/tritonserver:26.02-py3@sha256:" + "1" * 64,
+            "repository": "nvcr.io/nvidia/tritonserver", "digest": "sha256:" + "1" * 64, "layers": [layer], **more}
+
+
+def archive_of(**more: Any) -> dict[str, Any]:
+    return {"kind": "archive", "name": "tritonserver", "version": "2.58.0", "file": "tritonserver2.58.0-igpu.tar",
+            "size": 7, "sha256": "4" * 64, "index": "https://example.org/tritonserver2.58.0-igpu.tar", **more}
+
+
+@pytest.mark.parametrize(("text", "server"), [(RELEASE, archive_of()), (IMAGE, image_of())])
+def test_locked_server_reads_back_and_is_an_input(tmp_path: Path, text: str, server: dict[str, Any]) -> None:
+    asked = load(tmp_path, TARGET + text)
+    made = served(asked, server)
+    assert lockfile.parse(made.dumps(), "x").server == server
+    jsonschema.validate(json.loads(made.dumps()), json.loads((HERE / "docs/formats/lock.schema.json").read_text()))
+    stage = graph(asked, made, tmp_path).stage("triton")
+    taken = stage.inputs["archive/00"]
+    assert isinstance(taken, FileInput)
+    assert taken.kind == ("oci" if server["kind"] == "image" else "url")
+    assert stage.params["diff_ids"] == [layer["diff_id"] for layer in server.get("layers", ())]
+    assert "backends/python/triton_python_backend_stub" in stage.params["required"]
+    assert stage.params["packages"][0]["container"] == ("26.02" if server["kind"] == "image" else "25.05")
+    assert [change.section for change in lockfile.compare(served(asked, {}), made)] == ["server"]
+    found = facts.pins(made.to_json())["server"]
+    assert "index" not in found
+    assert "repository" not in found
+
+
+@pytest.mark.parametrize(("server", "says"), [
+    (archive_of(kind="tar"), "kind is neither archive nor image"),
+    (archive_of(sha256="4"), "sha256"),
+    (image_of(layers=[{"digest": "x"}]), "is missing"),
+    (image_of(digest="sha256:1"), "server.digest"),
+])
+def test_malformed_server_is_named(tmp_path: Path, server: dict[str, Any], says: str) -> None:
+    made = served(load(tmp_path, TARGET + IMAGE), image_of()).to_json() | {"server": server}
+    with pytest.raises(LockError) as caught:
+        lockfile.parse(json.dumps(made), "x")
+    assert says in f"{caught.value.message} {caught.value.where}"
+
+
+def test_lock_without_the_server_is_refused(tmp_path: Path) -> None:
+    asked = load(tmp_path, TARGET + IMAGE)
+    with pytest.raises(LockError):
+        graph(asked, served(asked, archive_of()), tmp_path)
+
+
+def test_python_backend_from_source_beside_a_release(tmp_path: Path) -> None:
+    asked = load(tmp_path, TARGET + RELEASE.replace("release}", "release, python_backend: source}"))
+    stage = graph(asked, replace(lock(asked), files=(), server=archive_of()), tmp_path).stage("triton")
+    assert "backends/python/*" in stage.params["drop"]
+    assert not [path for path in stage.params["required"] if "python" in path]
+
+
+def test_numpy_of_a_release_goes_by_its_pybind11() -> None:
+    data = {"python": {"version": "3.11"}, "files": []}
+    for version, numpy in (("24.10", "<2"), ("2.66.0", "")):
+        target_ = {"platform": "linux/amd64", "triton": {"from": "release", "version": version}}
+        assert facts.triton_stub(target_, data)["numpy"] == numpy
