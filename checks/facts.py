@@ -153,6 +153,14 @@ def flashinfer(target: Data, lock: Data) -> dict[str, Any]:
     }
 
 
+def bytecode(target: Data, lock: Data) -> dict[str, Any]:
+    """`magic`: what files of this Python's bytecode begin with, 0 if nobody has looked at that Python."""
+    version, base = lock["python"]["version"], lock["base"]
+    row: Data = next((row for row in _table("checks/data/bytecode.yaml")["pythons"] if row["python"] == version), {})
+    return {"python": version, "magic": row.get("magic", 0),
+            "base": [layer["digest"] for layer in base["layers"]] if base["kind"] == "image" else []}
+
+
 def triton_stub(target: Data, lock: Data) -> dict[str, Any]:
     """`server`: the release that the stub is of; its table says which numpy it was made for."""
     part = next((one for one in lock.get("sources", ()) if one["name"] == "python-backend"), None)

@@ -15,7 +15,7 @@ from checks import facts, triton_releases
 WHEEL_STAGES = ("cuda", "torch", "deps", "vllm")
 
 #: All stages that make layers of an image, lowest first.
-LAYER_STAGES = ("base", *WHEEL_STAGES, "links", "triton", "python-backend", "backend", "serve")
+LAYER_STAGES = ("base", *WHEEL_STAGES, "links", "triton", "python-backend", "backend", "bytecode", "serve")
 
 
 @dataclass(frozen=True)
@@ -87,6 +87,8 @@ CHECKS: tuple[Check, ...] = (
     Check("advisories", 1, "no part has a known security hole, nor a fault that this device meets",
           (*WHEEL_STAGES, "triton"), (*_of("packages"), ("triton", "packages")), facts.advisories,
           "checks.advisories:run"),
+    Check("bytecode", 1, "all bytecode is of the modules that lie beside it, and takes no file's place", ("bytecode",),
+          _ALL_FILES, facts.bytecode, "checks.bytecode:run"),
     Check("cpu-isa", 1, "no code needs a CPU that the target does not promise", WHEEL_STAGES,
           _of("index"), facts.cpu_isa, "checks.cpu_isa:run"),
     Check("image", 3, "the image says what it holds, holds no secrets, and asks for no newer driver", ("image",),

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from cache import canonical
 from cache.store import Store
 from checks.facts import SERVER_PARTS
-from stages import backend, base, cuda, deps, image, links, torch, triton, vllm
+from stages import backend, base, bytecode, cuda, deps, image, links, torch, triton, vllm
 from stages.graph import Graph, Stage
 from stages.lockfile import Lock
 from stages.lockfile import load as load_lock
@@ -99,18 +99,22 @@ def graph(target: Target, lock: Lock, root: Path) -> Graph:
         *([names] if (names := links.stage(target, lock, root)) is not None else ()),
         *triton.stages(target, lock, root),
         *([served] if (served := backend.stage(target, root)) is not None else ()),
-        *triton.serve(target, lock, root),
     ]
-    if not lock.sources:
-        return Graph(target.name, (*layers, *image.stages(target, lock, layers)))
-    from stages import sources  # only where something is compiled
+    read: list[Stage] = []
+    parts: list[Stage] = []
+    compiled: list[Stage] = []
+    if lock.sources:
+        from stages import sources  # only where something is compiled
 
-    read = [stage for stage in layers if stage.name in sources.READ]
-    compiled = sources.stages(target, lock, root, read)
-    parts = [stage for stage in compiled if stage.name in SERVER_PARTS]
-    compiled = [stage for stage in compiled if stage not in parts]
-    at = next((number for number, stage in enumerate(layers) if stage.name in ("backend", "serve")), len(layers))
-    layers[at:at] = parts
+        read = [stage for stage in layers if stage.name in sources.READ]
+        made = sources.stages(target, lock, root, read)
+        parts = [stage for stage in made if stage.name in SERVER_PARTS]
+        compiled = [stage for stage in made if stage not in parts]
+        at = next((number for number, stage in enumerate(layers) if stage.name == "backend"), len(layers))
+        layers[at:at] = parts
+    if (modules := bytecode.stage(target, lock, root, layers)) is not None:
+        layers.append(modules)
+    layers += triton.serve(target, lock, root)
     rest = [stage for stage in layers if stage not in read]
     facts = [stage for stage in rest if stage.name == "base-facts"]
     return Graph(target.name, (*facts, *read, *compiled, *(stage for stage in rest if stage not in facts),

@@ -101,6 +101,7 @@ SCHEMA = Fields(
         ),
         "python": Fields({"version": _MINOR, "glibc": _MINOR}, required=("version", "glibc")),
         "packages": MapOf(_REASON, r"[a-z0-9][a-z0-9.+-]+"),
+        "bytecode": Boolean(),
         "alternatives": MapOf(Text(r"/.+", "an absolute path"), r"[\w+.-]+"),
         "torch": Fields({"version": _VERSION, "index": _NAME}, required=("version",), defaults={"index": "default"}),
         "vllm": Fields({"version": _VERSION, "from": Text(choices=("wheel", "source", "auto")), "index": _NAME,

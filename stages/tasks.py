@@ -48,7 +48,7 @@ REPORTS = ("plan", "why", "log", "check", "coverage", "preflight")
 #: Names that stages may have; `./doit list` shows them even for a checkout in which no target has them all.
 STAGES = ("base-facts", "base", "cuda", "torch", "vllm-source", "vllm-compiler", "vllm-toolkit", "vllm-requires",
           "vllm-expected", "vllm-extensions", "vllm-wheel", "deps", "vllm", "links", "triton", "python-backend",
-          "backend", "serve", "image", "attest")
+          "backend", "bytecode", "serve", "image", "attest")
 #: What the stages of any package from source are called behind its name.
 PARTS = ("source", "compiler", "development", "toolkit", "requires", "expected", "extensions", "wheel")
 
