@@ -45,10 +45,11 @@ STAND_IN = "stand-in"
 
 #: Beside the image's environment. No network, no use of the one GiB of a KV cache that vLLM takes for little.
 _ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "VLLM_CPU_KVCACHE_SPACE": "1",
-                # /sys is not there: which CPUs belong together cannot be read.
+                # /sys is not there: which CPUs belong together is not known.
                 "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
 #: A layer of bytecode is as good; without one each of vLLM's processes would compile all that it imports.
 _COMPILED = {"PYTHONPYCACHEPREFIX": "/tmp/pycache"}  # noqa: S108
+_CPUS = "sys/devices/system/cpu"
 _LAST_LINES = 20
 #: The driver's own words, Triton's information and its tables.
 _NOT_TELLING = re.compile(r"smoke: |I\d{4} |[+|]|\s*$")
@@ -213,23 +214,33 @@ def process_of(session: Session, target: str, directory: Path, options: Options,
     variables = {key: value for key, value in environment(data, lock).items() if key not in ("HOME", "TMPDIR")}
     variables |= {} if any(stage.name == "bytecode" for stage in graph.stages) else _COMPILED
     return Process(
-        (*base, *own, *([stand_in_layer(project)] if stand_in else [])),
+        (*base, *own, extra_layer(project, stand_in)),
         (lock["python"]["executable"], "/inputs/smoke/driver.py", "/build/plan.json", "/build/results.jsonl"),
         machine(data), {**variables, **_ENVIRONMENT}, {"smoke": directory / "given"},
         Limits(memory=(options.memory or (MEMORY // 2 if stand_in else MEMORY)) << 30, seconds=seconds, pids=4096),
         ("results.jsonl",))
 
 
-def stand_in_layer(project: Project) -> str:
-    """A layer with the stand-in beside the backend's files; its digest."""
+def extra_layer(project: Project, stand_in: bool) -> str:
+    """What the image lacks here; the layer's digest.
+
+    The stand-in, beside the backend's files. Without it the numbers of this machine's CPUs where Linux tells them, for
+    vLLM asks `lscpu`, and the sandbox has no /sys.
+    """
     from cache.archive import LayerWriter
 
-    data = (project.root / "triton" / "smoke" / "standin.py").read_bytes()
-    parts = BACKEND.split("/")
+    if stand_in:
+        files = {f"{BACKEND}/standin.py": (project.root / "triton" / "smoke" / "standin.py").read_bytes()}
+    else:
+        every = f"0-{(os.cpu_count() or 1) - 1}\n".encode()
+        files = {f"{_CPUS}/{name}": path.read_bytes() if (path := Path("/", _CPUS, name)).exists() else every
+                 for name in ("online", "possible")}
+    parts = next(iter(files)).split("/")[:-1]
     with LayerWriter(project.store) as writer:
         for count in range(1, len(parts) + 1):
             writer.directory("/".join(parts[:count]))
-        writer.file(f"{BACKEND}/standin.py", len(data), [data], 0o644)
+        for path_in, data in files.items():
+            writer.file(path_in, len(data), [data], 0o644)
         return writer.finish().layer.digest
 
 

@@ -154,7 +154,8 @@ class Server:
             for line in errors:
                 found = pattern.search(line)
                 if found:
-                    return one_line(found[1].strip('" '))
+                    # Behind it stands where in the backend it was raised.
+                    return one_line(found[1].partition("\\n\\nAt:")[0].strip('" '))
         return one_line(ERROR.sub("", errors[-1]).strip('" ')) if errors else ""
 
     def await_ready(self) -> float:
