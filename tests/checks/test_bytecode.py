@@ -91,6 +91,12 @@ def test_a_module_of_the_layer_itself(gates: Gates) -> None:
     assert set(errors(gates)) == {"stray", "source"}
 
 
+def test_bytecode_where_python_does_not_look(gates: Gates) -> None:
+    gates.files("deps", {f"{SITE}/one.py": SOURCE, MODULE: SOURCE})
+    gates.files("bytecode", {f"{SITE}/pack/one.{TAG}.pyc": pyc()})
+    assert list(errors(gates)) == ["stray"]
+
+
 def test_a_link_in_the_place_of_bytecode(gates: Gates) -> None:
     gates.files("bytecode", {PYC: "/tmp/another"})
     assert list(errors(gates)) == ["stray"]

@@ -151,6 +151,13 @@ def test_its_layer_is_an_image_layer_above_the_server(tmp_path: Path) -> None:
     assert image.params["labels"]["io.stagecraft.python-backend.from"] == "git " + "f" * 40
 
 
+def test_its_modules_are_below_the_bytecode(tmp_path: Path) -> None:
+    found = graph_of(tmp_path, TARGET + SERVED + "bytecode: true\n")
+    names = [name.partition("-")[2] for name in found.stage("image").inputs if name.startswith("layers/")]
+    assert names[names.index("triton"):] == ["triton", "python-backend", "bytecode", "serve"]
+    assert found.stage("bytecode").dependencies()[-2:] == ("triton", "python-backend")
+
+
 def test_its_script_reads_the_base_and_no_torch(tmp_path: Path) -> None:
     stage = graph_of(tmp_path).stage("python-backend")
     assert stage.kind == "run"
