@@ -15,6 +15,7 @@ import os
 import queue
 import sys
 import threading
+import time
 import types
 from collections.abc import Mapping
 from pathlib import Path
@@ -37,10 +38,13 @@ checkpoint = importlib.import_module(f"{PACKAGE}.checkpoint")
 inputs = importlib.import_module(f"{PACKAGE}.inputs")
 interface = importlib.import_module(f"{PACKAGE}.interface")
 metrics = importlib.import_module(f"{PACKAGE}.metrics")
+orphans = importlib.import_module(f"{PACKAGE}.orphans")
 overheard = importlib.import_module(f"{PACKAGE}.overheard")
 
 #: Seconds between two looks at the engine's health and at requests that yielded nothing since the last.
 _WATCH = 1.0
+#: Seconds between two questions whether a client is still there, for each costs as much as an answer.
+_LOOK = 0.1
 #: What engine and its processes must see before they are imported; what the user set counts.
 _ENVIRONMENT = {"VLLM_WORKER_MULTIPROC_METHOD": "spawn", "VLLM_NO_USAGE_STATS": "1"}
 #: Arguments of vLLM's that may name something else than the model, to be had from a hub.
@@ -74,6 +78,7 @@ class TritonPythonModel:
         self._threads = [threading.Thread(target=target, name=name, daemon=True)
                          for name, target in (("loop", self._loop.run_forever), ("sender", self._send_all))]
         _locale()
+        orphans.watch()
         problem = ""
         heard = overheard.Overheard()
         try:
@@ -81,7 +86,7 @@ class TritonPythonModel:
         except interface.LoadError as error:
             problem = str(error)
         except (Exception, SystemExit) as error:
-            said = f"{type(error).__name__}: {_line(error)}"
+            said = f"{type(error).__name__}: {_reason(error)}"
             heard.end()
             problem = heard.cause() or said
             if not isinstance(error, RuntimeError) and problem != said:
@@ -147,21 +152,24 @@ class TritonPythonModel:
         if self._closing:
             return
         self._closing = True
-        if self._loop.is_running():
-            self._loop.call_soon_threadsafe(self._cancel_all)
         if self._engine is not None:
             self._engine.close()
+        if self._loop.is_running():
+            asyncio.run_coroutine_threadsafe(self._drain(), self._loop)
         if self._metrics is not None:
             self._metrics.close()
         self._outbox.put(None)
-        self._loop.call_soon_threadsafe(self._loop.stop)
         for thread in self._threads:
             if thread.is_alive():
                 thread.join(timeout=10)
 
-    def _cancel_all(self) -> None:
-        for job in self._jobs:
-            job.cancel()
+    async def _drain(self) -> None:
+        """End all that runs on the loop, and the loop."""
+        rest = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in rest:
+            task.cancel()
+        await asyncio.gather(*rest, return_exceptions=True)
+        self._loop.call_soon(self._loop.stop)
 
     # -- requests, on the loop -------------------------------------------------------------------
 
@@ -254,14 +262,17 @@ class TritonPythonModel:
         else:
             answer = _refusal(content) if isinstance(content, Exception) else _answer(job.request, content)
             job.sender.send(answer, flags=flags)
-        if not last and job.sender.is_cancelled():
-            self._loop.call_soon_threadsafe(job.cancel)
+        now = time.monotonic()
+        if not last and (content is None or now >= job.next_look):
+            job.next_look = now + _LOOK
+            if job.sender.is_cancelled():
+                self._loop.call_soon_threadsafe(job.cancel)
 
 
 class _Job:
     """A request that is being served."""
 
-    __slots__ = ("__weakref__", "identity", "quiet", "request", "sender", "sent_last", "task")
+    __slots__ = ("identity", "next_look", "quiet", "request", "sender", "sent_last", "task")
 
     def __init__(self, sender: Any, request: Any, identity: str) -> None:
         self.sender = sender
@@ -270,6 +281,7 @@ class _Job:
         self.task: asyncio.Task[None] | None = None
         self.quiet = False
         self.sent_last = False
+        self.next_look = 0.0
 
     def cancel(self) -> None:
         if self.task is not None:
@@ -316,6 +328,16 @@ def _refusal(error: Exception) -> Any:
     elif isinstance(error, interface.EngineDeadError):
         code = pb_utils.TritonError.UNAVAILABLE
     return pb_utils.InferenceResponse(error=pb_utils.TritonError(_line(error), code))
+
+
+def _reason(error: BaseException) -> str:
+    """Of a pydantic error the first of what it found, without the values that it lists."""
+    try:
+        first = error.errors(include_url=False, include_input=False)[0]  # type: ignore[attr-defined]
+        where = ".".join(str(part) for part in first["loc"])
+        return f"{where}: {first['msg']}" if where else str(first["msg"])
+    except (AttributeError, TypeError, LookupError):
+        return _line(error)
 
 
 def _line(error: object) -> str:
