@@ -17,13 +17,13 @@ PLACE = f"{ROOT}/backends/vllm"
 
 
 def stage(target: Target, root: Path) -> Stage | None:
-    """None for a target without Triton or without vLLM, or that wants no backend.
+    """None for a target without Triton or without vLLM, or that wants no backend, or NVIDIA's (`stages.sources`).
 
     Raises:
         InputError: a file of it cannot be read.
     """
     wanted = target.data.get("triton", {}).get("backend", "stagecraft")
-    if "triton" not in target.data or "vllm" not in target.data or wanted == "none":
+    if "triton" not in target.data or "vllm" not in target.data or wanted != "stagecraft":
         return None
     names = files(root)
     return Stage(

@@ -95,7 +95,7 @@ def materials(lock: Lock, compiled: Sequence[Stage] = ()) -> dict[str, Any]:
         package["repositories"] = {tree.revision: tree.repository for tree in trees}
         if locked.archives:
             package["addresses"] = {file.sha256: file.index for file in locked.archives}
-        names = (f"{locked.name}-source", f"{locked.name}-extensions", locked.name)
+        names = (f"{locked.name}-source", f"{locked.name}-extensions", facts.SERVER_PARTS.get(locked.name, ""))
         own = [stage for stage in compiled if stage.name in names]
         package["files"] = {item.path: item.digest for stage in own for item in stage.inputs.values()
                             if isinstance(item, SourceInput)}

@@ -108,7 +108,8 @@ def graph(target: Target, lock: Lock, root: Path) -> Graph:
 
         read = [stage for stage in layers if stage.name in sources.READ]
         made = sources.stages(target, lock, root, read)
-        parts = [stage for stage in made if stage.name in SERVER_PARTS]
+        order = list(SERVER_PARTS.values())
+        parts = sorted((stage for stage in made if stage.name in order), key=lambda stage: order.index(stage.name))
         compiled = [stage for stage in made if stage not in parts]
         at = next((number for number, stage in enumerate(layers) if stage.name == "backend"), len(layers))
         layers[at:at] = parts

@@ -41,6 +41,7 @@ SCHEMA = Fields(
                         "below": MapOf(_PATH, r"[\w.-]+")}, defaults={"keep_back": [], "below": {}}),
         "script": _PATH,
         "into": _PATH,
+        "copy": _PATH,
         "repository": Text(r"(https?|git|ssh|file)://\S+", "the address of a Git repository"),
         "releases": Fields({"table": _PATH, "revision": Text(r"\w+", "a repository of the table"),
                             "variables": MapOf(Text(r"\w+", "a repository of the table"), r"\w+")},
@@ -68,7 +69,7 @@ SCHEMA = Fields(
         "refuse": ListOf(Fields({"pattern": Text(), "allow": MapOf(ListOf(Text()), r"\d+\.\d[af]?|none|any"),
                                  "reason": _REASON}, required=("pattern", "reason"), defaults={"allow": {}})),
     },
-    required=("format", "csrc", "script", "tools"),
+    required=("format", "csrc"),
     defaults={"python": [], "without": [], "replaces": [], "variables": {}, "requirements": [], "files": [],
               "pins": {"keep_back": [], "below": {}}, "environment": {}, "stubs": [], "patches": [], "refuse": [],
               "archives": []},
@@ -147,6 +148,12 @@ def load(root: Path, path: str) -> Recipe:
     for part in ("stubs", "patches", "archives"):
         for number, row in enumerate(data[part]):
             _specifier(row.get("versions", ""), document, (part, str(number), "versions"))
+    if "copy" in data:
+        data |= {"script": "", "tools": {"compilers": {}, "toolkit": [], "requires": []}}
+    for key in ("script", "tools"):
+        if key not in data:
+            raise InputError(f"the recipe lacks {key!r}", where=document.place(()),
+                             cure=f"add {key}, or copy, for files of which nothing is compiled")
     names = [Path(file).name for file in (data["script"], *data["files"])]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cache.errors import FetchError, InputError, LockError, ToolError
+from checks.facts import SERVER_PARTS
 from stages.lockfile import PARTS, Change, Lock, LockedFile, compare, path_of, read, request_digests
 from stages.project import Project
 from stages.schema import nearest
@@ -140,11 +141,11 @@ def _still_fit(name: str, only: str, old: Lock, python: Mapping[str, str], sourc
         return
     before = {one.name: set(one.requirements) for one in old.sources}
     after = {one.name: set(one.requirements) for one in sources}
-    for package in sorted(before.keys() ^ after.keys()):
+    for package in sorted((before.keys() ^ after.keys()) - SERVER_PARTS.keys()):
         raise LockError(f"{package} is {'' if package in after else 'not '}compiled now, and the locked wheels were "
                         "resolved for the opposite", where=where, cure=cure)
     for package, asked in after.items():
-        changed = sorted(before[package] ^ asked)
+        changed = sorted(before.get(package, set()) ^ asked)
         if changed:
             raise LockError(f"{package} asks for other wheels than the locked ones were resolved for", where=where,
                             found=", ".join(changed), cure=cure)
@@ -361,10 +362,11 @@ class _Parts:
         from stages.resolve_sources import SourceParts
 
         described = self.target.data["base"]
-        if names and "debian" not in described:
+        compiled = [name for name in names if "copy" not in self.target.recipes[name].data]
+        if compiled and "debian" not in described:
             raise LockError("compilers are Debian packages, and the base is an image", where=self.target.files[0],
                             found=str(described.get("image")), cure="take base.debian for a target with sources")
-        if names:
+        if compiled:
             self._runs_where_it_compiles()
         parts = SourceParts(self.project, self.target, self.old, self.log, self.upgrade, self.exclude_newer,
                             described.get("debian", {}), python)
@@ -411,7 +413,7 @@ class _Parts:
         from stages.resolve_wheels import locked_wheels
 
         data = self.target.data
-        compiled = {package.name for package in sources} | set(skipped)
+        compiled = ({package.name for package in sources} | set(skipped)) - SERVER_PARTS.keys()
         pinned = {name: data[name] for name in ("torch", "vllm") if name in data and name not in compiled}
         if "package" in pinned.get("vllm", {}):
             vllm = pinned.pop("vllm")

@@ -54,7 +54,7 @@ class SourceParts:
         recipe = self.target.recipes[name]
         before = next((one for one in self.old.sources if one.name == name), None) if self.old else None
         locked = self._source(name, recipe, before)
-        tools = self._tools(recipe, before.tools if before else Tools())
+        tools = Tools() if "copy" in recipe.data else self._tools(recipe, before.tools if before else Tools())
         requirements = () if "into" in recipe.data else self._requirements(recipe, locked)
         return SourcePackage(name, locked.version, locked.source, locked.trees, locked.stubs, requirements, tools,
                              self._archives(recipe, locked.version))

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from checks.facts import wheel_tag
+from checks.facts import SERVER_PARTS, wheel_tag
 from stages.builders import BUILDERS
 from stages.graph import FileInput, Input, Stage, StageInput
 from stages.layers import platform, scheme
@@ -54,6 +54,8 @@ class _Package:
         self._execution: str = target.data["sources"]["execution"].partition("/")[2]
 
     def stages(self) -> list[Stage]:
+        if "copy" in self._recipe.data:
+            return [self._source(), self._copied()]
         tools = [self._compiler(), *self._development(),
                  *self._wheels("toolkit", "CUDA's toolkit for the machine that compiles"),
                  *self._wheels("requires", "what the build requires")]
@@ -68,7 +70,7 @@ class _Package:
 
     def _source(self) -> Stage:
         package, recipe = self._package, self._recipe.data
-        patches = [*self._recipe.patches(package.version), *self._described["patches"]]
+        patches = [*self._recipe.patches(package.version), *self._for_vllm(), *self._described["patches"]]
         inputs: dict[str, Input] = {"source": _own(package)}
         inputs |= {f"tree/{tree.name}": FileInput("git", _tree_file(tree.name, tree.revision, tree.size, tree.tree,
                                                                   tree.repository)) for tree in package.trees}
@@ -78,6 +80,25 @@ class _Package:
             self._name("source"), f"source of {package.name}, patched", BUILDERS["source-tree"], platform(self._target),
             {"strip": 1 if package.source["kind"] == "sdist" else 0, "csrc": recipe["csrc"],
              "stubs": sorted(package.stubs)}, inputs)
+
+    def _for_vllm(self) -> list[str]:
+        """What makes NVIDIA's vLLM backend fit the target's vLLM; what does not fit, the check triton-pair says."""
+        if self._package.name != "vllm-backend":
+            return []
+        from checks.triton_releases import PATCHES, judged, row_of
+
+        wanted = judged(row_of(self._package.version) or {}, self._target.data["vllm"]["version"])
+        return [f"{PATCHES}/{name}.patch" for name in wanted["patches"] if name not in wanted["lacking"]]
+
+    def _copied(self) -> Stage:
+        """Files of the source, as a layer: nothing is compiled."""
+        recipe = self._recipe.data
+        name = self._package.name
+        return Stage(
+            SERVER_PARTS[name], f"{name} {self._package.version}", BUILDERS["server-tree"], platform(self._target),
+            {"diff_ids": [], "at": f"src/{recipe['copy']}", "anchor": "", "root": recipe["into"], "keep": ["*"],
+             "drop": [], "required": [], "packages": [self._listed()]},
+            {"archive/00": StageInput(self._name("source"), "csrc")})
 
     def _compiler(self) -> Stage:
         machine, execution = self._target.machine, _MACHINES[self._execution]
@@ -140,14 +161,18 @@ class _Package:
         """What is no Python package: the layer itself, with what lists it."""
         package, recipe = self._package, self._recipe.data
         files = {Path(path).name: path for path in (recipe["script"], *recipe["files"])}
-        revision, repository = str(package.source["revision"]), str(package.source["repository"]).removesuffix(".git")
-        listed = {"type": "generic", "name": f"triton-{package.name}", "version": package.version,
-                  "architecture": self._target.architecture, "file": f"{package.name}-{revision}.tar",
-                  "digest": package.source["tree"], "licence": "BSD-3-Clause",
-                  "purl": f"pkg:github/{'/'.join(repository.split('/')[-2:])}@{revision}"}
         return self._run("", f"{package.name} {package.version} compiled", layers, files,
                          ["bash", f"/inputs/files/{Path(recipe['script']).name}"],
-                         {"refuse": self._recipe.refuse("none"), "into": recipe["into"], "packages": [listed]})
+                         {"refuse": self._recipe.refuse("none"), "into": recipe["into"], "packages": [self._listed()]})
+
+    def _listed(self) -> dict[str, str]:
+        """A piece of the server tree in a list of packages."""
+        package = self._package
+        revision, repository = str(package.source["revision"]), str(package.source["repository"]).removesuffix(".git")
+        return {"type": "generic", "name": f"triton-{package.name}", "version": package.version,
+                "architecture": self._target.architecture, "file": f"{package.name}-{revision}.tar",
+                "digest": package.source["tree"], "licence": "BSD-3-Clause",
+                "purl": f"pkg:github/{'/'.join(repository.split('/')[-2:])}@{revision}"}
 
     def _run(self, part: str, title: str, layers: Sequence[Stage], files: Mapping[str, str], command: list[str],
              more: Mapping[str, Any]) -> Stage:
@@ -160,7 +185,7 @@ class _Package:
         inputs |= {f"file/{file.filename}": FileInput("url", file) for file in self._package.archives}
         inputs |= {f"emulator/{deb.filename}": FileInput("deb", deb) for deb in emulators}
         return Stage(
-            self._name(part) if part else self._package.name, title,
+            self._name(part) if part else SERVER_PARTS[self._package.name], title,
             BUILDERS["run-script" if part else "run-part"], platform(self._target),
             {"machine": self._target.machine, "execution": _MACHINES[self._execution], "command": command,
              "environment": self._environment(), "collect": "out", "into": "", **more,

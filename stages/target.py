@@ -114,7 +114,9 @@ SCHEMA = Fields(
                           "image": Text(r"[\w.:/-]+(@sha256:[0-9a-f]{64})?", "an image reference"),
                           "bind": Text(r"[0-9a-fA-F:.]+", "an IP address"),
                           "python_backend": Text(choices=("prebuilt", "source")),
-                          "backend": Text(choices=("stagecraft", "none"))},
+                          "backend": Text(choices=("stagecraft", "upstream", "none")),
+                          "backend_version": Text(r"r?\d\d\.\d\d|[0-9a-f]{40}", "a container like 26.01, or a "
+                                                  "revision")},
                          required=("version",), defaults={"from": "pytriton", "index": "default", "bind": "127.0.0.1",
                                                          "python_backend": "prebuilt"}),
         "device_code": Fields({"policy": Text(choices=("loadable", "native"))}, required=("policy",)),
@@ -162,7 +164,10 @@ REQUEST_FIELDS = {
 #: What of the section triton is resolved; the Python backend is resolved as what it is compiled from.
 _SERVER = ("version", "from", "index", "url", "sha256", "image")
 #: The recipe of a package that names none.
-RECIPES = {"vllm": "vllm/recipe.yaml", "python-backend": "triton/python-backend.yaml"}
+RECIPES = {"vllm": "vllm/recipe.yaml", "python-backend": "triton/python-backend.yaml",
+           "vllm-backend": "triton/vllm-backend.yaml"}
+#: What of the section triton takes a piece of the server tree from source.
+_TAKES = {"python-backend": ("python_backend", "source"), "vllm-backend": ("backend", "upstream")}
 
 #: Sections whose wheel has a layer of its own, in which its check reads it.
 OWN_LAYERS = ("torch", "vllm")
@@ -363,12 +368,14 @@ def _recipes(data: dict[str, Any], document: Document, root: Path) -> dict[str, 
         if data["vllm"]["from"] != "wheel":
             packages["vllm"] = {"stubs": {}, "pins": {}, "patches": [], "index": data["vllm"]["index"],
                                 **packages.get("vllm", {}), "version": data["vllm"]["version"]}
-    for part in SERVER_PARTS:
-        if data.get("triton", {}).get(part.replace("-", "_")) == "source":
+    for part, (key, wanted) in _TAKES.items():
+        if data.get("triton", {}).get(key) == wanted:
             packages[part] = {"stubs": {}, "pins": {}, "patches": [], **packages.get(part, {})}
         elif part in packages:
             raise InputError(f"{part} is not taken from source", where=document.place(("sources", "packages", part)),
-                             cure=f"set triton.{part.replace('-', '_')} to source, or leave this out")
+                             cure=f"set triton.{key} to {wanted}, or leave this out")
+    if "vllm-backend" in packages:
+        _backend_version(packages["vllm-backend"], data, document)
     if not packages:
         data.pop("sources", None)
         return {}
@@ -396,10 +403,32 @@ def _recipes(data: dict[str, Any], document: Document, root: Path) -> dict[str, 
                 raise InputError(f"the recipe of {name} makes no wheel", where=document.place((*at, "recipe")),
                                  found=f"{package['recipe']}: into",
                                  cure="take another recipe, or leave into out there")
+        if "copy" in found[name].data:
+            described.setdefault("execution", "linux/amd64")
+            continue
         found[name].compilers(described.setdefault("execution", "linux/amd64"), data["platform"])
     data["sources"] = {"execution": described["execution"], "mirrors": described.get("mirrors", {}),
                        "packages": packages}
     return found
+
+
+def _backend_version(package: dict[str, Any], data: Mapping[str, Any], document: Document) -> None:
+    """Which release NVIDIA's vLLM backend is of: the one that is said, else the server's."""
+    from checks.triton_releases import row_of, table
+
+    if "version" in package:
+        raise InputError("the release of the vLLM backend is said in triton",
+                         where=document.place(("sources", "packages", "vllm-backend", "version")),
+                         cure="name it as triton.backend_version, and leave it out here")
+    if "vllm" not in data:
+        raise InputError("a vLLM backend without vllm", where=document.place(("triton", "backend")),
+                         cure="add a section vllm, or set triton.backend to none")
+    described = data["triton"]
+    asked = described.get("backend_version", "")
+    if not asked and described["from"] == "pytriton":
+        asked = next((row["container"] for row in table()["prebuilt"] if row["version"] == described["version"]), "")
+    row = row_of(asked or described["version"]) or {}
+    package["version"] = row.get("container", asked or described["version"])
 
 
 def _server_part(name: str, package: dict[str, Any], document: Document, root: Path) -> Recipe:

@@ -10,6 +10,8 @@ from typing import Any
 import jsonschema
 import pytest
 
+from assemble.patch import apply
+from assemble.patch import parse as parse_patch
 from cache.errors import InputError, LockError
 from checks import facts
 from stages import lockfile, recipe, target
@@ -307,3 +309,68 @@ def test_numpy_of_a_release_goes_by_its_pybind11() -> None:
     for version, numpy in (("24.10", "<2"), ("2.66.0", "")):
         target_ = {"platform": "linux/amd64", "triton": {"from": "release", "version": version}}
         assert facts.triton_stub(target_, data)["numpy"] == numpy
+
+
+# -- NVIDIA's vLLM backend ----------------------------------------------------------------------------
+
+UPSTREAM = ('torch: {version: "2.13.0"}\nvllm: {version: "%s"}\n'
+            'triton: {version: "26.01", from: image, image: "a/b:1", backend: upstream}\n')
+
+
+def upstream(asked: Target) -> Lock:
+    source = {"kind": "git", "repository": "https://github.com/triton-inference-server/vllm_backend.git",
+              "pinned": "c" * 40, "revision": "c" * 40, "tree": "sha256:" + "5" * 64, "size": 10, "submodules": {}}
+    return replace(lock_of(asked, SourcePackage("vllm-backend", "26.01", source)), server=image_of())
+
+
+@pytest.mark.parametrize(("vllm", "patches"), [
+    ("0.17.1", []), ("0.20.0", ["tokens-prompt"]), ("0.32.0", ["tokens-prompt", "buckets"])])
+def test_patches_go_by_the_images_vllm(tmp_path: Path, vllm: str, patches: list[str]) -> None:
+    asked = load(tmp_path, TARGET + UPSTREAM % vllm)
+    found = graph(asked, upstream(asked), tmp_path)
+    inputs = found.stage("vllm-backend-source").inputs
+    taken = [name.partition("-")[2] for name in inputs if name.startswith("patch/")]
+    assert taken == [f"{one}.patch" for one in patches]
+    backend = found.stage("backend")
+    assert backend.params["root"] == "opt/tritonserver/backends/vllm"
+    names = [name.partition("-")[2] for name in found.stage("image").inputs if name.startswith("layers/")]
+    assert names.index("triton") < names.index("backend") < names.index("serve")
+    assert "backend-imports" in found.stage("image").gates
+    assert "vllm-backend-compiler" not in {stage.name for stage in found.stages}
+
+
+def test_release_of_the_backend_is_the_servers_or_its_own(tmp_path: Path) -> None:
+    def release(text: str) -> tuple[str, str]:
+        package_ = load(tmp_path, TARGET + text).data["sources"]["packages"]["vllm-backend"]
+        return package_["version"], package_["git"]["tag"][:8]
+
+    text = UPSTREAM % "0.32.0"
+    assert release(text) == ("26.01", "c70d6547")
+    assert release(text.replace("upstream", 'upstream, backend_version: "25.11"')) == ("25.11", "364674af")
+    by_revision = "upstream, backend_version: c70d65474833bac171cc33470c5e723c604558d6"
+    assert release(text.replace("upstream", by_revision)) == ("26.01", "c70d6547")
+    of_wheel = text.replace('"26.01", from: image, image: "a/b:1"', '"0.7.0"')
+    assert release(of_wheel) == ("24.10", "b71088af")
+
+
+@pytest.mark.parametrize(("text", "says"), [
+    ((UPSTREAM % "0.32.0") + "sources: {packages: {vllm-backend: {version: '26.01'}}}\n", "is said in triton"),
+    ('triton: {version: "0.7.0", backend: upstream}\n', "a vLLM backend without vllm"),
+    ((UPSTREAM % "0.32.0").replace("26.01", "26.07"), "the revisions of vllm-backend 26.07 are not known"),
+])
+def test_backend_that_is_said_wrong_is_named(tmp_path: Path, text: str, says: str) -> None:
+    with pytest.raises(InputError) as caught:
+        load(tmp_path, TARGET + text)
+    assert says in caught.value.message
+
+
+def test_its_patches_change_the_lines_that_they_name() -> None:
+    known = {"src/utils/request.py": b"import x\nfrom vllm.inputs.data import TokensPrompt\n",
+             "src/utils/metrics.py": b"from vllm.v1.metrics.loggers import StatLoggerBase, build_1_2_5_buckets\n"}
+    changed: dict[str, bytes | None] = {}
+    for name in ("tokens-prompt", "buckets"):
+        data = (HERE / f"triton/patches/vllm_backend/{name}.patch").read_bytes()
+        changed |= apply(known, parse_patch(data, name), name)
+    assert changed["src/utils/request.py"] == b"import x\nfrom vllm.inputs import TokensPrompt\n"
+    assert changed["src/utils/metrics.py"] == (b"from vllm.v1.metrics.buckets import build_1_2_5_buckets\n"
+                                               b"from vllm.v1.metrics.loggers import StatLoggerBase\n")
