@@ -171,7 +171,7 @@ DOIT_COMMANDS = ("help", "run", "list", "info", "tabcompletion")
 #: doit's commands about its database, or about what tasks write beside it.
 MEMORY_COMMANDS = ("clean", "forget", "ignore", "dumpdb", "strace", "reset-dep")
 #: Tasks that take words `key=value`.
-SERVE = ("model", "compose")
+SERVE = ("model", "compose", "dockerfile")
 #: Tasks that take every word that follows.
 TAKE_NAMES = ("lock", "coverage", "load", "export", "push", "test", "test-long")
 

@@ -83,7 +83,7 @@ def run(session: Session, target: str, said: Mapping[str, str], out: Path, force
     """
     project = session.project
     data = project.target(target).data
-    if "vllm" not in data or data.get("triton", {}).get("backend") == "none":
+    if "vllm" not in data or data.get("triton", {"backend": "none"}).get("backend") == "none":
         raise InputError(f"{target} has no vLLM to serve a model with", where=f"targets/{target}.yaml")
     wanted = Wanted.of(said, target)
     source, found = _model(wanted.model)
@@ -107,7 +107,8 @@ def run(session: Session, target: str, said: Mapping[str, str], out: Path, force
                      Setting("max_lora_rank", loras.rank, "the least that vLLM has room for with these adapters")]
     settings.append(Setting("disable_log_stats", False, "vLLM's figures are among Triton's metrics"))
     names = [source.rpartition("/")[2], source, *(found.architectures if found else ())]
-    parsers, missing = _parsers(project.root, wanted, names)
+    parsers, missing = _parsers(project.root, wanted, names) if data["triton"].get("backend") != "upstream" else \
+        ([], ["NVIDIA's backend has no chat: parsers are not set"])
     notes += missing
     parameters = {"REPORT_CUSTOM_METRICS": "true", **{one.argument: one.value for one in parsers}}
     engine = {one.argument: one.value for one in settings}

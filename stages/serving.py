@@ -24,6 +24,7 @@ KEYS: Mapping[str, tuple[str, ...]] = {
     "model": ("model", "out", "name", "context", "memory", "sequences", "at", "lora", "attention", "tool_parser",
               "reasoning_parser"),
     "compose": ("out", "image", "gpu", "network", "publish"),
+    "dockerfile": ("out",),
 }
 
 

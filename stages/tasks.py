@@ -40,6 +40,7 @@ VERBS = {
     "push": "push the image to a registry",
     "model": "a model repository for a model: model=ID or DIRECTORY, key=value… (docs/howto-serve.md)",
     "compose": "compose.yaml for the device",
+    "dockerfile": "the image's parts, each by its sha256, for plain docker build",
 }
 
 #: Verbs that only tell something. For several targets each tells, even if one of them cannot.

@@ -238,7 +238,7 @@ def test_compose_file_serves_and_knows_when_it_does_not(layout: Path, tmp_path: 
     locked = resource.getrlimit(resource.RLIMIT_MEMLOCK)[1]  # CI may not raise it
     over.write_text(json.dumps({"services": {"triton": {"healthcheck": {"interval": "1s", "start_period": "20s"},
                                                         "ulimits": {"memlock": locked}}}}))
-    with running_engine(tmp_path / "engine") as engine:
+    with running_engine(tmp_path / "engine", storage_driver="overlay2") as engine:
         doit(root, store, "load:mini", DOCKER_HOST=engine.host)
         variables = {"DOCKER_HOST": engine.host, "https_proxy": "http://nobody:1"}
         up = compose(out / "compose.yaml", "up", "-d", over=over, **variables)
