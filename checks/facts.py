@@ -24,7 +24,7 @@ EXTENSIONS = "vllm/extensions.yaml"
 #: What the layer of the Triton server calls it among its packages.
 SERVER = "triton-inference-server"
 #: What may come from source and is no Python package but a piece of the server tree, and the layer that it is.
-SERVER_PARTS = {"python-backend": "python-backend", "vllm-backend": "backend"}
+SERVER_PARTS = {"triton-server": "triton", "python-backend": "python-backend", "vllm-backend": "backend"}
 
 _PLACEHOLDER = re.compile(r"\{\{|\}\}|\{site\}|\{arch_list\}")
 

@@ -43,6 +43,7 @@ class SourceRequest:
         stubs_if_pinned: the same, but nothing is wrong if this version does not pin them.
         pins: name of a pinned source to the repository ("" for the pinned one) and tag that count instead.
         variables: what CMake would know when it configures: `VLLM_TARGET_DEVICE`.
+        more: name, repository and tag of sources that its CMake files do not name.
     """
 
     name: str
@@ -55,6 +56,7 @@ class SourceRequest:
     variables: Mapping[str, str] = field(default_factory=dict)
     stubs_if_pinned: frozenset[str] = frozenset()
     pins: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    more: tuple[tuple[str, str, str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -121,8 +123,10 @@ def lock_source(store: Store, request: SourceRequest, indexes: Indexes,
     before = {(tree.repository, tree.pinned): tree for tree in known}
     source, digest, strip = _source(store, request, indexes, mirrors, before, log)
     texts = _texts(store, digest, f"{request.name} {request.version}", strip)
-    found = list(dict.fromkeys(replace(_moved(pin, request.pins), where="")
-                               for pin in pins(texts.get, request.variables, told=request.pins)))
+    named = pins(texts.get, request.variables, told=request.pins)
+    named += [Pin(name, repository, tag, None, "", "") for name, repository, tag in request.more
+              if name not in {pin.name for pin in named}]
+    found = list(dict.fromkeys(replace(_moved(pin, request.pins), where="") for pin in named))
     _one_each(request, found)
     there = {pin.name for pin in found}
     unpinned = sorted((request.stubs | request.pins.keys()) - there)

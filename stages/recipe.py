@@ -14,7 +14,7 @@ from typing import Any
 
 from cache.errors import InputError
 from checks import tables
-from stages.schema import Document, Fields, ListOf, MapOf, Text, read
+from stages.schema import Boolean, Document, Fields, ListOf, MapOf, Text, read
 
 FORMAT = "stagecraft.recipe.v1"
 
@@ -22,6 +22,7 @@ _PATH = Text(r"(?!/)(?!(.*/)?\.\.?(/|$))[\w./+-]+", "a path below the project")
 _GLOB = Text(r"(?!/)[\w./*?\[\]+-]+", "a pattern of paths")
 _REASON = Text(r"\S.{9,}", "a reason of at least ten characters")
 _PLATFORM = r"linux/(amd64|arm64)"
+_VARIABLE = re.compile(r"\$\{(\w+)\}")
 _PACKAGE = Text(r"[a-z0-9][a-z0-9.+-]+", "the name of a Debian package")
 _REQUIREMENT = Text(r"[A-Za-z0-9][\w.-]*(\[[\w,.-]+\])?\s*((==|>=|<=|<|>|~=|!=).+)?",
                     "a requirement like cmake>=3.26")
@@ -46,6 +47,10 @@ SCHEMA = Fields(
         "releases": Fields({"table": _PATH, "revision": Text(r"\w+", "a repository of the table"),
                             "variables": MapOf(Text(r"\w+", "a repository of the table"), r"\w+")},
                            required=("table", "revision"), defaults={"variables": {}}),
+        "trees": ListOf(Fields({"name": Text(r"[\w.-]+", "the name of a source"), "versions": _SPECIFIER,
+                                "repository": Text(r"(https?|git|ssh|file)://\S+", "the address of a Git repository"),
+                                "tag": Text(r"(\$\{\w+\}|[\w./+-]+)", "a tag, or ${VARIABLE}"), "clone": Boolean()},
+                               required=("name", "repository", "tag"), defaults={"clone": False})),
         "archives": ListOf(Fields({"name": Text(r"[a-z0-9][a-z0-9.+-]*", "a lower-case name"), "versions": _SPECIFIER,
                                    "version": Text(r"\d[\w.]*", "a version"),
                                    "url": Text(r"https?://\S+/[\w.+-]+", "the address of a file"),
@@ -72,7 +77,7 @@ SCHEMA = Fields(
     required=("format", "csrc"),
     defaults={"python": [], "without": [], "replaces": [], "variables": {}, "requirements": [], "files": [],
               "pins": {"keep_back": [], "below": {}}, "environment": {}, "stubs": [], "patches": [], "refuse": [],
-              "archives": []},
+              "trees": [], "archives": []},
 )
 
 
@@ -128,11 +133,18 @@ class Recipe:
         """The files beside Git trees that this version reads."""
         return [row for row in self.data["archives"] if _fits(version, row.get("versions"))]
 
+    def trees(self, version: str) -> list[Mapping[str, Any]]:
+        """Git trees that no CMake file of the project itself names; variables of the release put in."""
+        variables = self.variables(version)
+        return [{**row, "tag": _VARIABLE.sub(lambda found: variables.get(found[1], found[0]), row["tag"])}
+                for row in self.data["trees"] if _fits(version, row.get("versions"))]
+
     def asks(self, version: str) -> dict[str, Any]:
         """What of it a lock answers; the rest concerns only the build."""
         found = {key: self.data[key] for key in ("requirements", "tools")} | {"variables": self.variables(version)}
         archives = [{key: row[key] for key in ("name", "url", "sha256")} for row in self.archives(version)]
-        return {**found, **({"archives": archives} if archives else {})}
+        trees = [{key: row[key] for key in ("name", "repository", "tag")} for row in self.trees(version)]
+        return {**found, **({"archives": archives} if archives else {}), **({"trees": trees} if trees else {})}
 
 
 def load(root: Path, path: str) -> Recipe:
@@ -145,7 +157,7 @@ def load(root: Path, path: str) -> Recipe:
     data = SCHEMA.check(document.data, document, ())
     for number, row in enumerate(data["refuse"]):
         _pattern(row["pattern"], document, ("refuse", str(number), "pattern"))
-    for part in ("stubs", "patches", "archives"):
+    for part in ("stubs", "patches", "trees", "archives"):
         for number, row in enumerate(data[part]):
             _specifier(row.get("versions", ""), document, (part, str(number), "versions"))
     if "copy" in data:

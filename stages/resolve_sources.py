@@ -83,6 +83,7 @@ class SourceParts:
             name, described["version"], index="" if git else described["index"],
             repository=git.get("repository", ""), tag=git.get("tag", ""), submodules=tuple(git.get("submodules", ())),
             stubs=frozenset(described["stubs"]), variables=recipe.variables(described["version"]),
+            more=tuple((row["name"], row["repository"], row["tag"]) for row in recipe.trees(described["version"])),
             stubs_if_pinned=frozenset(recipe.stubs(described["version"], self.target.data["device"]["arch_list"])),
             pins={pin: (moved.get("repository", ""), moved["tag"]) for pin, moved in described["pins"].items()})
         return lock_source(

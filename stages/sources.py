@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from checks.facts import SERVER_PARTS, wheel_tag
+from checks.facts import SERVER, SERVER_PARTS, wheel_tag
 from stages.builders import BUILDERS
 from stages.graph import FileInput, Input, Stage, StageInput
 from stages.layers import platform, scheme
@@ -169,8 +169,11 @@ class _Package:
         """A piece of the server tree in a list of packages."""
         package = self._package
         revision, repository = str(package.source["revision"]), str(package.source["repository"]).removesuffix(".git")
-        return {"type": "generic", "name": f"triton-{package.name}", "version": package.version,
-                "architecture": self._target.architecture, "file": f"{package.name}-{revision}.tar",
+        named = {"name": f"triton-{package.name}", "version": package.version}
+        if package.name == "triton-server":
+            named = {"name": SERVER, **_triton(package.version)}
+        return {"type": "generic", **named, "architecture": self._target.architecture,
+                "file": f"{package.name}-{revision}.tar",
                 "digest": package.source["tree"], "licence": "BSD-3-Clause",
                 "purl": f"pkg:github/{'/'.join(repository.split('/')[-2:])}@{revision}"}
 
@@ -205,6 +208,11 @@ class _Package:
         if "into" in recipe:  # nothing of torch, and of CUDA only if its toolkit is there: devices share the layer
             found |= dict.fromkeys(["SITE", "TORCH_CUDA_ARCH_LIST", "TORCH_VERSION"], "")
             found["CUDA_VERSION"] = device["cuda"] if recipe["tools"]["toolkit"] else ""
+        cloned = [row for row in self._recipe.trees(package.version) if row["clone"]]
+        if cloned:
+            found["CLONES"] = "\n".join(f"{row['name']} {row['repository']} {row['tag']}" for row in cloned)
+        if package.name == "triton-server":
+            found["TRITON_VERSION"] = _triton(package.version)["version"]
         found["CMAKE_ARGS"] = " ".join(["-DFETCHCONTENT_FULLY_DISCONNECTED=ON", *(
             f"-DFETCHCONTENT_SOURCE_DIR_{name.upper()}={place}" for name, place in sorted(places.items()))])
         for name, variable in sorted(variables.items()):
@@ -233,6 +241,13 @@ class _Package:
              "pins": {"torch": torch} if torch else {}, "requires": list(package.requirements)},
             {"python": StageInput(source, "python"), "csrc": StageInput(source, "csrc"),
              "built": StageInput(extensions, "layer")})
+
+
+def _triton(container: str) -> dict[str, str]:
+    """A release as packages have it: `version` of Triton, and the container that it is in."""
+    from checks.triton_releases import row_of
+
+    return {"version": (row_of(container) or {}).get("triton", container), "container": container}
 
 
 def _own(package: SourcePackage) -> FileInput:

@@ -108,7 +108,8 @@ SCHEMA = Fields(
                         "package": _NAME},  # no default: locks that are there stay good
                        required=("version",), defaults={"from": "wheel", "index": "default"}),
         "sources": _SOURCES,
-        "triton": Fields({"version": _VERSION, "from": Text(choices=("pytriton", "release", "image")), "index": _NAME,
+        "triton": Fields({"version": _VERSION, "from": Text(choices=("pytriton", "source", "release", "image")),
+                          "index": _NAME,
                           "url": Text(r"https?://\S+/[\w.{}+-]+", "the address of a file"),
                           "sha256": Text(r"[0-9a-f]{64}", "64 hexadecimal digits"),
                           "image": Text(r"[\w.:/-]+(@sha256:[0-9a-f]{64})?", "an image reference"),
@@ -165,9 +166,10 @@ REQUEST_FIELDS = {
 _SERVER = ("version", "from", "index", "url", "sha256", "image")
 #: The recipe of a package that names none.
 RECIPES = {"vllm": "vllm/recipe.yaml", "python-backend": "triton/python-backend.yaml",
-           "vllm-backend": "triton/vllm-backend.yaml"}
+           "vllm-backend": "triton/vllm-backend.yaml", "triton-server": "triton/server.yaml"}
 #: What of the section triton takes a piece of the server tree from source.
-_TAKES = {"python-backend": ("python_backend", "source"), "vllm-backend": ("backend", "upstream")}
+_TAKES = {"triton-server": ("from", "source"), "python-backend": ("python_backend", "source"),
+          "vllm-backend": ("backend", "upstream")}
 
 #: Sections whose wheel has a layer of its own, in which its check reads it.
 OWN_LAYERS = ("torch", "vllm")
@@ -368,12 +370,16 @@ def _recipes(data: dict[str, Any], document: Document, root: Path) -> dict[str, 
         if data["vllm"]["from"] != "wheel":
             packages["vllm"] = {"stubs": {}, "pins": {}, "patches": [], "index": data["vllm"]["index"],
                                 **packages.get("vllm", {}), "version": data["vllm"]["version"]}
+    if data.get("triton", {}).get("from") == "source":
+        data["triton"]["python_backend"] = "source"  # no other is there for it
     for part, (key, wanted) in _TAKES.items():
         if data.get("triton", {}).get(key) == wanted:
             packages[part] = {"stubs": {}, "pins": {}, "patches": [], **packages.get(part, {})}
         elif part in packages:
             raise InputError(f"{part} is not taken from source", where=document.place(("sources", "packages", part)),
                              cure=f"set triton.{key} to {wanted}, or leave this out")
+    if "triton-server" in packages:
+        _of_the_server(packages, data, document)
     if "vllm-backend" in packages:
         _backend_version(packages["vllm-backend"], data, document)
     if not packages:
@@ -410,6 +416,20 @@ def _recipes(data: dict[str, Any], document: Document, root: Path) -> dict[str, 
     data["sources"] = {"execution": described["execution"], "mirrors": described.get("mirrors", {}),
                        "packages": packages}
     return found
+
+
+def _of_the_server(packages: dict[str, Any], data: Mapping[str, Any], document: Document) -> None:
+    """The server's release is that of the section triton; its Python backend is of the same unless it is said."""
+    from checks.triton_releases import row_of
+
+    if "version" in packages["triton-server"]:
+        raise InputError("the release of the server is said in triton",
+                         where=document.place(("sources", "packages", "triton-server", "version")),
+                         cure="name it as triton.version, and leave it out here")
+    asked = data["triton"]["version"]
+    container = (row_of(asked) or {}).get("container", asked)
+    packages["triton-server"]["version"] = container
+    packages["python-backend"].setdefault("version", container)
 
 
 def _backend_version(package: dict[str, Any], data: Mapping[str, Any], document: Document) -> None:

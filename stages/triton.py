@@ -30,6 +30,8 @@ _BUILT_FROM = ("since", "before", "triton", "container")
 def stages(target: Target, lock: Lock, root: Path) -> list[Stage]:
     if "triton" not in target.data:
         return []
+    if target.data["triton"]["from"] == "source":
+        return []  # `stages.sources` makes it
     if target.data["triton"]["from"] != "pytriton":
         from stages import server
 

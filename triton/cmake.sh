@@ -32,6 +32,12 @@ endforeach()
 END
 }
 
+# A project inside another is built whole, so its tests must not be there at all.
+no_tests() {
+    find /build/csrc/src /build/csrc/sources/repo-* -name CMakeLists.txt -exec \
+        sed -i -E 's/^([[:space:]]*)add_subdirectory\([[:space:]]*test[[:space:]]*(test)?[[:space:]]*\)/\1# &/' {} +
+}
+
 # Every compile, also of a project inside another, which knows of the outer one this file alone: the compilers, flags that
 # keep paths out of the result, and where each pinned source lies.
 toolchain() {
@@ -40,6 +46,7 @@ toolchain() {
         for tool in "C_COMPILER gcc" "CXX_COMPILER g++" "AR ar" "RANLIB ranlib" "LINKER ld" "STRIP strip" "NM nm"; do
             echo "set(CMAKE_${tool% *} /cross/bin/${tool#* })"
         done
+        echo 'set(CMAKE_SKIP_BUILD_RPATH ON)'
         echo "set(CMAKE_C_FLAGS_INIT \"$same\")"
         echo "set(CMAKE_CXX_FLAGS_INIT \"$same\")"
         if [ -n "${STAGECRAFT_CCACHE:-}" ]; then
@@ -53,6 +60,38 @@ toolchain() {
             echo "set(FETCHCONTENT_SOURCE_DIR_$name $place CACHE PATH \"\" FORCE)"
         done
     } > /build/toolchain.cmake
+}
+
+# Repositories for what projects inside clone: each tree as one commit under the tag that they ask for. Submodules lie in their
+# places, so there is nothing more to clone. Git's configuration leads their addresses here.
+clones() {
+    export PATH="$PATH:/cross/usr/bin" GIT_CONFIG_GLOBAL=/build/gitconfig GIT_CONFIG_NOSYSTEM=1
+    [ -d /usr/lib/git-core ] || export GIT_EXEC_PATH=/cross/usr/lib/git-core
+    export GIT_AUTHOR_NAME=stagecraft GIT_AUTHOR_EMAIL=stagecraft@invalid GIT_COMMITTER_NAME=stagecraft
+    export GIT_COMMITTER_EMAIL=stagecraft@invalid GIT_AUTHOR_DATE="@$SOURCE_DATE_EPOCH +0000"
+    export GIT_COMMITTER_DATE="$GIT_AUTHOR_DATE"
+    git config --global safe.directory '*'
+    git config --global protocol.file.allow always
+    git config --global advice.detachedHead false
+    git config --global init.defaultBranch main
+    echo "$CLONES" | while read -r name repository tag; do
+        [ -n "$name" ] || continue
+        place=/build/csrc/sources/$name
+        git -C "$place" init --quiet
+        git -C "$place" add --all --force
+        git -C "$place" commit --quiet --no-verify --message "$tag"
+        git -C "$place" tag "$tag"
+        git config --global "url.file://$place.insteadOf" "$repository"
+    done
+}
+
+# Archives that projects inside download by address: the address becomes the file, the hash stays what they check.
+archives() {
+    for file in /inputs/files/*; do
+        grep -rlE "https?://[^\"]*/${file##*/}\"" --include=CMakeLists.txt /build/csrc/sources | while read -r project; do
+            sed -i "s|https\\?://[^\"]*/${file##*/}\"|file://$file\"|" "$project"
+        done
+    done
 }
 
 # The options that make the same bytes wherever it is built; more are the caller's.

@@ -207,3 +207,33 @@ def test_compiled_for_another_machine_under_the_emulator(place: Place) -> None:
 def test_the_same_bytes_twice(built: Place) -> None:
     told = json.loads(built.run("rebuild:served:python-backend", "--json")[0])
     assert [entry["same"] for entry in told["stages"]] == [True]
+
+
+def test_server_from_source_beside_it(place: Place, tmp_path: Path) -> None:
+    """Server, core and what third_party builds: projects inside projects, which clone and download."""
+    text = TARGET.replace('version: "0.7.0"\n  python_backend: source', 'version: "25.07"\n  from: source')
+    place.target("whole", text)
+    place.run("lock:whole")
+    server = next(one for one in place.lock("whole")["sources"] if one["name"] == "triton-server")
+    trees = {tree["name"]: tree for tree in server["trees"]}
+    assert set(trees) == {"repo-common", "repo-core", "repo-backend", "repo-third-party", "grpc-repo", "libevent",
+                          "nlohmann-json"}  # curl is not built, so nobody asked for it
+    assert list(trees["grpc-repo"]["submodules"]) == ["third_party/cares"]
+    place.run("triton:whole")
+    place.run("python-backend:whole")
+    place.run("gate:whole:triton-stub")
+    assert place.files("whole", "triton") == {
+        "opt/tritonserver/LICENSE": 0o644, "opt/tritonserver/TRITON_VERSION": 0o644,
+        "opt/tritonserver/bin/tritonserver": 0o755, "opt/tritonserver/lib/libtritonserver.so": 0o644}
+    place.run("base:whole")
+    layers = tuple(place.outputs("whole", stage)["layer"] for stage in ("base", "triton"))
+    said: list[str] = []
+    process = Process(layers, ("/opt/tritonserver/bin/tritonserver",), os.uname().machine)
+    outcome = executor(Store.open(place.store), process.machine, []).run(process, tmp_path / "run", log=said.append)
+    assert outcome.ok, (outcome, said)
+    assert said[-1] == "Triton 2.59.1, libevent 2112, api 111"
+    packages = json.loads(Store.open(place.store).read(place.outputs("whole", "triton")["packages"]))["packages"]
+    assert [(one["name"], one["version"], one["container"]) for one in packages] == [
+        ("triton-inference-server", "2.59.1", "25.07")]
+    told = json.loads(place.run("rebuild:whole:triton", "--json")[0])
+    assert [entry["same"] for entry in told["stages"]] == [True]

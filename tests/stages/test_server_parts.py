@@ -374,3 +374,57 @@ def test_its_patches_change_the_lines_that_they_name() -> None:
     assert changed["src/utils/request.py"] == b"import x\nfrom vllm.inputs import TokensPrompt\n"
     assert changed["src/utils/metrics.py"] == (b"from vllm.v1.metrics.buckets import build_1_2_5_buckets\n"
                                                b"from vllm.v1.metrics.loggers import StatLoggerBase\n")
+
+
+# -- the server from source ---------------------------------------------------------------------------
+
+WHOLE = 'triton: {version: "25.07", from: source}\n'
+
+
+def test_server_from_source_brings_its_python_backend(tmp_path: Path) -> None:
+    asked = load(tmp_path, TARGET + WHOLE)
+    packages = asked.data["sources"]["packages"]
+    assert {name: one["version"] for name, one in packages.items()} == {
+        "triton-server": "25.07", "python-backend": "25.07"}
+    assert packages["triton-server"]["git"]["tag"].startswith("c31f6e5c")
+    trees = {row["name"]: row["tag"] for row in asked.recipes["triton-server"].trees("25.07")}
+    assert trees["repo-common"].startswith("8a7a9167")
+    assert trees["grpc-repo"] == "v1.54.3"
+    assert load(tmp_path, TARGET + WHOLE.replace("25.07", "2.59.1")).request()["sources"] == asked.request()["sources"]
+
+
+def test_its_layer_is_the_stage_triton(tmp_path: Path) -> None:
+    asked = load(tmp_path, TARGET + WHOLE)
+    source = {**package().source, "repository": "https://github.com/triton-inference-server/server.git"}
+    made = replace(package(), name="triton-server", version="25.07", source=source)
+    found = graph(asked, lock_of(asked, replace(package(), version="25.07"), made), tmp_path)
+    names = [name.partition("-")[2] for name in found.stage("image").inputs if name.startswith("layers/")]
+    assert names[-3:] == ["triton", "python-backend", "serve"]
+    stage = found.stage("triton")
+    assert stage.params["packages"][0] | {"digest": ""} == {
+        "type": "generic", "name": "triton-inference-server", "version": "2.59.1", "container": "25.07",
+        "architecture": "amd64", "file": f"triton-server-{'f' * 40}.tar", "digest": "", "licence": "BSD-3-Clause",
+        "purl": f"pkg:github/triton-inference-server/server@{'f' * 40}"}
+    assert stage.params["environment"]["TRITON_VERSION"] == "2.59.1"
+    assert "libevent https://github.com/libevent/libevent.git release-2.1.12-stable" in \
+        stage.params["environment"]["CLONES"].splitlines()
+    assert "CLONES" not in found.stage("python-backend").params["environment"]
+
+
+@pytest.mark.parametrize(("text", "says"), [
+    (WHOLE.replace("25.07", "26.02"), "the revisions of triton-server 26.02 are not known"),
+    (WHOLE + "sources: {packages: {triton-server: {version: '25.07'}}}\n", "is said in triton"),
+])
+def test_server_from_source_that_is_said_wrong_is_named(tmp_path: Path, text: str, says: str) -> None:
+    with pytest.raises(InputError) as caught:
+        load(tmp_path, TARGET + text)
+    assert says in caught.value.message
+
+
+@pytest.mark.parametrize("name", ["server", "python-backend", "vllm-backend"])
+def test_shipped_recipes_are_sound_and_their_files_are_there(name: str) -> None:
+    found = recipe.load(HERE, f"triton/{name}.yaml")
+    for path in filter(None, (found.data["script"], *found.data["files"])):
+        assert (HERE / path).is_file(), path
+    assert found.releases
+    assert not any("${" in tree["tag"] for tree in found.trees(found.releases[0]["version"]))

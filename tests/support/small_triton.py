@@ -19,6 +19,8 @@ from tests.support.git_server import Repository
 
 ORGANIZATION = "https://github.com/triton-inference-server"
 VERSION = "26.02"
+#: The newest of which third_party's revision is known.
+SERVER_VERSION = "25.07"
 
 _FETCH = """\
 include(FetchContent)
@@ -143,6 +145,12 @@ target_link_libraries(triton_json_test PRIVATE GTest::gtest gtest_main)
     "src/test/test.cc": "#include <gtest/gtest.h>\n",
     "include/triton/common/triton_json.h": "#pragma once\n#include <rapidjson/document.h>\n",
 }
+_INSIDE = """\
+  CMAKE_CACHE_ARGS -DCMAKE_TOOLCHAIN_FILE:PATH=${CMAKE_TOOLCHAIN_FILE} -DTHIRD:PATH=${TRITON_THIRD_PARTY_INSTALL_PREFIX}
+    -DTRITON_REPO_ORGANIZATION:STRING=${TRITON_REPO_ORGANIZATION} -DTRITON_VERSION:STRING=${TRITON_VERSION}
+    -DTRITON_COMMON_REPO_TAG:STRING=${TRITON_COMMON_REPO_TAG} -DCMAKE_BUILD_TYPE:STRING=${CMAKE_BUILD_TYPE}
+    -DCMAKE_INSTALL_PREFIX:PATH=${CMAKE_INSTALL_PREFIX}
+"""
 _CORE = {
     "CMakeLists.txt": """\
 cmake_minimum_required(VERSION 3.17)
@@ -154,10 +162,112 @@ add_library(triton-core-backendapi INTERFACE)
 target_include_directories(triton-core-backendapi INTERFACE $<BUILD_INTERFACE:${CMAKE_CURRENT_SOURCE_DIR}/include>)
 add_library(triton-core-serverstub SHARED src/tritonserver_stub.cc)
 set_target_properties(triton-core-serverstub PROPERTIES POSITION_INDEPENDENT_CODE ON OUTPUT_NAME tritonserver)
+if(NOT TRITON_CORE_HEADERS_ONLY)
+  include(ExternalProject)
+  ExternalProject_Add(triton-core PREFIX triton-core SOURCE_DIR "${CMAKE_CURRENT_SOURCE_DIR}/src"
+    BINARY_DIR "${CMAKE_CURRENT_BINARY_DIR}/triton-core"
+@INSIDE@    DEPENDS prometheus-cpp grpc)
+endif()
+""".replace("@INSIDE@", _INSIDE),
+    "src/CMakeLists.txt": f"""\
+cmake_minimum_required(VERSION 3.17)
+project(tritoncorelib LANGUAGES C CXX)
+{_FETCH}FetchContent_MakeAvailable(repo-common)
+add_library(triton-core SHARED server.cc)
+target_include_directories(triton-core PRIVATE ${{THIRD}}/prometheus-cpp/include ${{THIRD}}/grpc/include)
+set_target_properties(triton-core PROPERTIES OUTPUT_NAME tritonserver INSTALL_RPATH "$ORIGIN")
+install(TARGETS triton-core LIBRARY DESTINATION lib)
+""",
+    "src/server.cc": """\
+#include <cares.h>
+#include <grpc.h>
+#include <prometheus.h>
+extern "C" int TRITONSERVER_ApiVersion() { return GRPC + CARES + PROMETHEUS; }
 """,
     "src/tritonserver_stub.cc": 'extern "C" int TRITONSERVER_ApiVersion() { return 0; }\n',
     "include/triton/core/tritonserver.h": '#pragma once\nextern "C" int TRITONSERVER_ApiVersion();\n',
 }
+_SERVER = {
+    "CMakeLists.txt": f"""\
+cmake_minimum_required(VERSION 3.18)
+project(tritonserver LANGUAGES C CXX)
+{_OPTIONS}set(TRITON_THIRD_PARTY_REPO_TAG "main" CACHE STRING "")
+set(TRITON_VERSION "0.0.0" CACHE STRING "")
+set(TRITON_THIRD_PARTY_INSTALL_PREFIX "${{CMAKE_CURRENT_BINARY_DIR}}/third-party" CACHE STRING "")
+include(FetchContent)
+FetchContent_Declare(repo-core GIT_REPOSITORY ${{TRITON_REPO_ORGANIZATION}}/core.git GIT_TAG ${{TRITON_CORE_REPO_TAG}})
+FetchContent_Declare(repo-third-party GIT_REPOSITORY ${{TRITON_REPO_ORGANIZATION}}/third_party.git
+                     GIT_TAG ${{TRITON_THIRD_PARTY_REPO_TAG}})
+set(LINUX ON)
+if(LINUX)
+  file(STRINGS "/etc/os-release" DISTRO_ID_LIKE REGEX "ID_LIKE")
+  if(${{DISTRO_ID_LIKE}} MATCHES "rhel|centos")
+    set(LIB_DIR "lib64")
+  endif(${{DISTRO_ID_LIKE}} MATCHES "rhel|centos")
+endif(LINUX)
+set(TRITON_CORE_HEADERS_ONLY OFF)
+FetchContent_MakeAvailable(repo-third-party repo-core)
+include(ExternalProject)
+ExternalProject_Add(triton-server PREFIX triton-server SOURCE_DIR "${{CMAKE_CURRENT_SOURCE_DIR}}/src"
+  BINARY_DIR "${{CMAKE_CURRENT_BINARY_DIR}}/triton-server"
+{_INSIDE}  DEPENDS triton-core libevent nlohmann-json)
+""",
+    "src/CMakeLists.txt": f"""\
+cmake_minimum_required(VERSION 3.18)
+project(tritonserverexe LANGUAGES C CXX)
+{_FETCH}FetchContent_Declare(repo-backend GIT_REPOSITORY ${{TRITON_REPO_ORGANIZATION}}/backend.git
+                     GIT_TAG ${{TRITON_BACKEND_REPO_TAG}})
+FetchContent_MakeAvailable(repo-common repo-core repo-backend)
+add_executable(main main.cc)
+target_compile_definitions(main PRIVATE VERSION="${{TRITON_VERSION}}")
+target_include_directories(main PRIVATE ${{THIRD}}/libevent/include)
+target_link_libraries(main PRIVATE ${{CMAKE_INSTALL_PREFIX}}/lib/libtritonserver.so triton-core-serverapi)
+set_target_properties(main PROPERTIES OUTPUT_NAME tritonserver INSTALL_RPATH "$ORIGIN/../lib")
+install(TARGETS main RUNTIME DESTINATION bin)
+""",
+    "src/main.cc": """\
+#include <cstdio>
+#include <event.h>
+#include "triton/core/tritonserver.h"
+int main() { std::printf("Triton %s, libevent %d, api %d\\n", VERSION, LIBEVENT, TRITONSERVER_ApiVersion()); }
+""",
+    "LICENSE": "Three clauses.\n", "TRITON_VERSION": "2.59.0dev\n",
+}
+_THIRD_PARTY = {
+    "CMakeLists.txt": """\
+cmake_minimum_required(VERSION 3.17)
+project(tritonthirdparty LANGUAGES C CXX)
+include(ExternalProject)
+set(COPY python3 ${CMAKE_CURRENT_SOURCE_DIR}/tools/install_src.py --src <SOURCE_DIR>)
+set(ARGS CMAKE_CACHE_ARGS -DCMAKE_TOOLCHAIN_FILE:PATH=${CMAKE_TOOLCHAIN_FILE})
+ExternalProject_Add(curl PREFIX curl GIT_REPOSITORY "https://github.com/curl/curl.git" GIT_TAG "curl-7_86_0"
+  EXCLUDE_FROM_ALL ON)
+ExternalProject_Add(grpc-repo PREFIX grpc-repo GIT_REPOSITORY "https://github.com/grpc/grpc.git" GIT_TAG "v1.54.3"
+  SOURCE_DIR "${CMAKE_CURRENT_BINARY_DIR}/grpc-repo/src/grpc" EXCLUDE_FROM_ALL ON CONFIGURE_COMMAND ""
+  BUILD_COMMAND "" INSTALL_COMMAND "" TEST_COMMAND "" PATCH_COMMAND ${COPY})
+ExternalProject_Add(grpc PREFIX grpc SOURCE_DIR "${CMAKE_CURRENT_BINARY_DIR}/grpc-repo/src/grpc" EXCLUDE_FROM_ALL ON
+  DOWNLOAD_COMMAND "" ${ARGS} -DCMAKE_INSTALL_PREFIX:PATH=${TRITON_THIRD_PARTY_INSTALL_PREFIX}/grpc DEPENDS grpc-repo)
+ExternalProject_Add(libevent PREFIX libevent GIT_REPOSITORY "https://github.com/libevent/libevent.git"
+  GIT_TAG "release-2.1.12-stable" EXCLUDE_FROM_ALL ON PATCH_COMMAND ${COPY}
+  ${ARGS} -DCMAKE_INSTALL_PREFIX:PATH=${TRITON_THIRD_PARTY_INSTALL_PREFIX}/libevent)
+ExternalProject_Add(nlohmann-json PREFIX nlohmann-json GIT_REPOSITORY "https://github.com/nlohmann/json.git"
+  GIT_TAG "v3.11.3" EXCLUDE_FROM_ALL ON PATCH_COMMAND ${COPY}
+  ${ARGS} -DCMAKE_INSTALL_PREFIX:PATH=${TRITON_THIRD_PARTY_INSTALL_PREFIX}/nlohmann_json)
+ExternalProject_Add(prometheus-cpp PREFIX prometheus-cpp
+  URL "https://github.com/jupp0r/prometheus-cpp/archive/v1.0.1.tar.gz" URL_HASH SHA256=@PROMETHEUS@
+  EXCLUDE_FROM_ALL ON PATCH_COMMAND ${COPY}
+  ${ARGS} -DCMAKE_INSTALL_PREFIX:PATH=${TRITON_THIRD_PARTY_INSTALL_PREFIX}/prometheus-cpp)
+""",
+    "tools/install_src.py": "import sys\nassert sys.argv[1] == '--src'\n",
+}
+
+
+def _headers(name: str, header: str, content: str, more: str = "") -> dict[str, str]:
+    """A project that installs headers."""
+    return {"CMakeLists.txt": f"cmake_minimum_required(VERSION 3.1...3.29)\nproject({name} LANGUAGES C CXX)\n"
+                              f"install(FILES {header} {more} DESTINATION include)\n", header: content}
+
+
 _BACKEND = {
     "CMakeLists.txt": f"""\
 cmake_minimum_required(VERSION 3.17)
@@ -211,6 +321,7 @@ class Origin:
     python_backend: Repository
     boost: Path
     boost_sha256: str
+    prometheus_sha256: str
 
     def mirrors(self) -> str:
         """For a target."""
@@ -218,16 +329,21 @@ class Origin:
                 f'"https://archives.boost.io/": ["file://{self.boost.parent}/"]}}')
 
     def put(self, root: Path) -> None:
-        """Into a project: the shipped recipe and table, but for these revisions and this boost."""
+        """Into a project: the shipped recipes and table, but for these revisions and archives."""
         import yaml
 
-        recipe, table = root / "triton/python-backend.yaml", root / "triton/releases.yaml"
-        data = yaml.safe_load(recipe.read_text())
-        for archive in data["archives"]:
-            archive["url"], archive["sha256"] = "https://archives.boost.io/boost_1_80_0.tar.gz", self.boost_sha256
-        recipe.write_text(yaml.safe_dump(data, sort_keys=False))
+        table = root / "triton/releases.yaml"
+        for name, changed in (("python-backend", {"url": "https://archives.boost.io/boost_1_80_0.tar.gz",
+                                                  "sha256": self.boost_sha256}),
+                              ("server", {"sha256": self.prometheus_sha256})):
+            recipe = root / f"triton/{name}.yaml"
+            data = yaml.safe_load(recipe.read_text())
+            data["archives"] = [{**archive, **changed} for archive in data["archives"]]
+            recipe.write_text(yaml.safe_dump(data, sort_keys=False))
         known = yaml.safe_load(table.read_text())
-        next(row for row in known["releases"] if row["container"] == VERSION)["revisions"] |= self.revisions
+        for row in known["releases"]:
+            if row["container"] in (VERSION, SERVER_VERSION):
+                row["revisions"] |= self.revisions
         table.write_text(yaml.safe_dump(known, sort_keys=False))
 
 
@@ -251,8 +367,23 @@ def origin(root: Path) -> Origin:
     cmake = PYTHON_BACKEND.replace("@OPTIONS@", _OPTIONS).replace("@FETCH@", _FETCH)
     cmake = cmake.replace("@PYBIND@", pybind.git("rev-parse", "HEAD")).replace("@BOOST@", digest)
     main = made("triton-inference-server/python_backend.git", {**_MAIN, "CMakeLists.txt": cmake})
+    cares = made("c-ares/c-ares", {"cares.h": "#define CARES 100\n"})
+    grpc = made("grpc/grpc.git", _headers("grpc", "grpc.h", "#define GRPC 10\n", "third_party/cares/cares.h"))
+    grpc.submodule("third_party/cares", "https://github.com/c-ares/c-ares", cares.git("rev-parse", "HEAD"))
+    grpc.git("tag", "v1.54.3")
+    made("libevent/libevent.git", _headers("libevent", "event.h", "#define LIBEVENT 2112\n")).git(
+        "tag", "release-2.1.12-stable")
+    made("nlohmann/json.git", _headers("json", "json.h", "#define JSON 3113\n")).git("tag", "v3.11.3")
+    packed = _archive({f"prometheus-cpp-1.0.1/{name}": text.encode() for name, text in
+                       _headers("prometheus", "prometheus.h", "#define PROMETHEUS 1\n").items()})
+    (git / "jupp0r/prometheus-cpp/archive").mkdir(parents=True)
+    (git / "jupp0r/prometheus-cpp/archive/v1.0.1.tar.gz").write_bytes(packed)
+    sha256 = hashlib.sha256(packed).hexdigest()
+    third = {**_THIRD_PARTY, "CMakeLists.txt": _THIRD_PARTY["CMakeLists.txt"].replace("@PROMETHEUS@", sha256)}
+    others |= {"third_party": made("triton-inference-server/third_party.git", third),
+               "server": made("triton-inference-server/server.git", _SERVER)}
     revisions = {name: one.git("rev-parse", "HEAD") for name, one in {**others, "python_backend": main}.items()}
-    return Origin(git, revisions, main, boost, digest)
+    return Origin(git, revisions, main, boost, digest, sha256)
 
 
 def _archive(files: dict[str, bytes]) -> bytes:
