@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -84,9 +85,12 @@ def test_an_answer_that_does_not_come_is_no_answer(triton: Triton, models: Path,
 
 def test_no_proxy_is_asked(triton: Triton, models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    monkeypatch.delitem(sys.modules, "healthcheck")  # it looks at proxies when it is loaded, if ever
+    fresh = module("healthcheck")
+    monkeypatch.setitem(sys.modules, "healthcheck", healthcheck)
     triton.model("one")
     triton.model("two")
-    assert healthcheck.examine(options(triton, models)) == ["one answers", "two answers"]
+    assert fresh.examine(options(triton, models)) == ["one answers", "two answers"]
 
 
 def test_server_that_is_gone(models: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
