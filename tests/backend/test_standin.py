@@ -136,7 +136,9 @@ def test_statistics(loop: asyncio.AbstractEventLoop) -> None:
     running = Running(loop, record=told.append)
     running.steps(prompt="one two", sampling={"max_tokens": 3})
     running.engine.close()
-    assert (told[0].num_prompt_tokens, told[0].num_generation_tokens) == (2, 3)
+    assert [(one.num_prompt_tokens, one.num_generation_tokens) for one in told] == [(2, 1), (0, 1), (0, 1)]
+    assert [len(one.finished_requests) for one in told] == [0, 0, 1]
+    assert told[2].finished_requests[0].num_generation_tokens == 3
 
 
 def test_it_imports_no_vllm() -> None:

@@ -51,6 +51,8 @@ _ENVIRONMENT = {"VLLM_WORKER_MULTIPROC_METHOD": "spawn", "VLLM_NO_USAGE_STATS": 
 _MAY_NAME_A_HUB = ("tokenizer", "hf_config_path", "speculative_config")
 _OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
 
+orphans.watch()
+
 
 class TritonPythonModel:
     """One model."""
@@ -78,7 +80,6 @@ class TritonPythonModel:
         self._threads = [threading.Thread(target=target, name=name, daemon=True)
                          for name, target in (("loop", self._loop.run_forever), ("sender", self._send_all))]
         _locale()
-        orphans.watch()
         problem = ""
         heard = overheard.Overheard()
         try:

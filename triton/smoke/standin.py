@@ -71,7 +71,7 @@ class Engine:
 
     async def generate(self, request: Request, identity: str) -> AsyncIterator[Step]:
         del identity
-        began = time.monotonic()
+        began = before = time.monotonic()
         prompt = request.prompt if request.messages is None else rendered(request)
         length = len((prompt or "").split())
         if length > self.longest:
@@ -81,23 +81,23 @@ class Engine:
                                   f"there is {', '.join(self._settings.loras) or 'none'}")
         most = _checked(request.sampling)
         whole = Part("")
-        count = 0
-        try:
-            for part, last in _marked(itertools.islice(self._parts(request, prompt or ""), most)):
-                if self.failure():
-                    raise EngineDeadError(self.failure())
-                await asyncio.sleep(self._delay)
-                count += 1
-                if last:
-                    ended = "length" if count == most else "stop"
-                    part.finish = "tool_calls" if whole.tool_calls or part.tool_calls else ended
-                _add(whole, part)
-                if request.stream:
-                    yield Step([part], length, last)
-            if not request.stream:
-                yield Step([whole], length, True)
-        finally:
-            self._tell(length, count, time.monotonic() - began)
+        parts = itertools.islice(self._parts(request, prompt or ""), most)
+        for count, (part, last) in enumerate(_marked(parts), start=1):
+            if self.failure():
+                raise EngineDeadError(self.failure())
+            await asyncio.sleep(self._delay)
+            now = time.monotonic()
+            self._tell(length if count == 1 else 0, now - before, count == 1,
+                       _ended(now - began, length, count) if last else None)
+            before = now
+            if last:
+                ended = "length" if count == most else "stop"
+                part.finish = "tool_calls" if whole.tool_calls or part.tool_calls else ended
+            _add(whole, part)
+            if request.stream:
+                yield Step([part], length, last)
+        if not request.stream:
+            yield Step([whole], length, True)
 
     def failure(self) -> str | None:
         if self._core is not None and self._core.poll() is not None:
@@ -144,13 +144,17 @@ class Engine:
             yield Part("", 1, tool_calls=[{**delta, "id": f"call-{index}", "type": "function", "function": {
                 "name": call["name"], "arguments": json.dumps(call["arguments"])}}])
 
-    def _tell(self, prompt: int, generated: int, seconds: float) -> None:
+    def _tell(self, prompt: int, seconds: float, first: bool, ended: Any) -> None:
+        """The statistics of a token, as vLLM's of a step."""
         if self._settings.record is not None:
             self._settings.record(types.SimpleNamespace(
-                num_prompt_tokens=prompt, num_generation_tokens=generated, time_to_first_tokens_iter=[self._delay],
-                inter_token_latencies_iter=[self._delay] * (generated - 1), n_params_iter=[1],
-                finished_requests=[types.SimpleNamespace(e2e_latency=seconds, num_prompt_tokens=prompt,
-                                                         num_generation_tokens=generated)]))
+                num_prompt_tokens=prompt, num_generation_tokens=1, time_to_first_tokens_iter=[seconds] if first else [],
+                inter_token_latencies_iter=[] if first else [seconds], n_params_iter=[1] if ended else [],
+                finished_requests=[ended] if ended else []))
+
+
+def _ended(seconds: float, prompt: int, generated: int) -> Any:
+    return types.SimpleNamespace(e2e_latency=seconds, num_prompt_tokens=prompt, num_generation_tokens=generated)
 
 
 def rendered(request: Request) -> str:
