@@ -58,6 +58,20 @@ def test_spark_after_thor_assembles_no_layer_and_differs_in_what_it_should(thor:
                        for arch in ("11.0a", "12.1a")}
 
 
+@pytest.mark.parametrize(("target", "capability"), [("thor", "11.0"), ("spark", "12.1")])
+def test_a_model_gets_the_attention_that_works_there(store: Path, tmp_path: Path, target: str, capability: str) -> None:
+    """The published wheel has FlashAttention 2 as PTX only (vllm issue 38411)."""
+    root = committed_project(tmp_path / "project")
+    done = doit(root, store, f"model:{target}", "model=Qwen/Qwen3-8B", "--json")
+    engine = json.loads((root / f"serve-{target}/models/Qwen3-8B/1/model.json").read_text())
+    assert set(engine["attention_config"]["backend_per_kind"].values()) == {"TRITON_ATTN"}
+    assert engine["mm_encoder_attn_backend"] == "TRITON_ATTN"
+    assert engine["gpu_memory_utilization"] == 0.5
+    why = {one["argument"]: one["why"] for one in json.loads(done.stdout)["settings"]}
+    assert why["attention_config"].startswith("2224 of 2224 kernels of _vllm_fa2_C.abi3.so are PTX 9.0 for compute "
+                                              f"capability {capability}")
+
+
 @pytest.mark.parametrize("target", ["thor", "spark"])
 def test_check_after_a_build_judges_nothing_again_and_no_waiver_is_in_vain(thor: Path, store: Path, tmp_path: Path,
                                                                            target: str) -> None:
