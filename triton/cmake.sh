@@ -13,10 +13,6 @@ unpack() {
     cp -a /inputs/csrc /build/csrc
     chmod -R u+w /build/csrc
     mkdir -p /build/csrc/sources
-    # Debian's os-release has no ID_LIKE, and `if(${EMPTY} MATCHES …)` is an error.
-    grep -rlF 'if(${DISTRO_ID_LIKE} MATCHES' --include=CMakeLists.txt /build/csrc | while read -r file; do
-        sed -i 's/if(${DISTRO_ID_LIKE} MATCHES/if("${DISTRO_ID_LIKE}" MATCHES/' "$file"
-    done
 }
 
 # Tests would fetch googletest, by an address without a hash. They are configured and never built, so names will do.
@@ -41,7 +37,7 @@ no_tests() {
 # Every compile, also of a project inside another, which knows of the outer one this file alone: the compilers, flags that
 # keep paths out of the result, and where each pinned source lies.
 toolchain() {
-    same="-ffile-prefix-map=/build/csrc/src=/src -ffile-prefix-map=/build=/build"
+    same="-ffile-prefix-map=/build=/usr/src/build -ffile-prefix-map=/build/csrc=/usr/src/triton" # the last that fits counts
     {
         for tool in "C_COMPILER gcc" "CXX_COMPILER g++" "AR ar" "RANLIB ranlib" "LINKER ld" "STRIP strip" "NM nm"; do
             echo "set(CMAKE_${tool% *} /cross/bin/${tool#* })"

@@ -2,8 +2,8 @@
 
 Small CMake projects with the interface of the real ones: the same options, names of FetchContent and ExternalProject,
 targets and install places, and their traps: a nested declaration of a repository that is declared already, tests that
-fetch googletest without a hash, `if(${DISTRO_ID_LIKE} MATCHES …)` where os-release has no ID_LIKE, boost by an address.
-What they compile does nothing of use, but the stub embeds the real Python, by the image's own libpython.
+fetch googletest without a hash, boost by an address, projects inside projects that clone. What they compile does
+nothing of use, but the stub embeds the real Python, by the image's own libpython.
 """
 
 from __future__ import annotations
