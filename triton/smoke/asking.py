@@ -148,7 +148,7 @@ class Server:
         return f"the server ended ({how})" + (f": {why}" if why else "")
 
     def reason(self) -> str:
-        """What of its output says best why it does not serve."""
+        """What of its output says best why it does not serve; without anything telling, its last error if it ended."""
         errors = [line for line in self.lines if ERROR.match(line)]
         for pattern in TELLING:
             for line in errors:
@@ -156,7 +156,8 @@ class Server:
                 if found:
                     # Behind it stands where in the backend it was raised.
                     return one_line(found[1].partition("\\n\\nAt:")[0].strip('" '))
-        return one_line(ERROR.sub("", errors[-1]).strip('" ')) if errors else ""
+        ended = self.process.poll() is not None  # one that runs may have complained of the GPU that is not there
+        return one_line(ERROR.sub("", errors[-1]).strip('" ')) if errors and ended else ""
 
     def await_ready(self) -> float:
         """Wait until the model is ready; seconds that it took."""
