@@ -37,14 +37,16 @@ def read(tmp_path: Path, text: str, **env: str) -> Indexes:
 
 def test_the_list_of_this_repository() -> None:
     indexes = load_indexes(ROOT / "targets" / "indexes.yaml", {})
-    assert indexes.names() == ["default", "jetson", "debian", "ubuntu"]
+    assert indexes.names() == ["default", "jetson", "jetson-jp6", "debian", "ubuntu"]
     assert indexes.wheels("jetson").pages == ("https://pypi.jetson-ai-lab.io/sbsa/cu130/+simple/",)
+    assert indexes.wheels("jetson-jp6").pages == ("https://pypi.jetson-ai-lab.io/jp6/cu126/+simple/",)
     assert indexes.apt("debian").distribution == "debian"
 
 
 def test_no_registry_is_named_in_it() -> None:
     lines = (ROOT / "targets" / "indexes.yaml").read_text().splitlines()
-    assert [line.strip() for line in lines if "://" in line] == ["url: https://pypi.jetson-ai-lab.io/sbsa/cu130/+simple/"]
+    assert [line.strip() for line in lines if "://" in line] == [
+        "url: https://pypi.jetson-ai-lab.io/sbsa/cu130/+simple/", "url: https://pypi.jetson-ai-lab.io/jp6/cu126/+simple/"]
 
 
 MISTAKES = [
