@@ -156,9 +156,13 @@ def flashinfer(target: Data, lock: Data) -> dict[str, Any]:
 def bytecode(target: Data, lock: Data) -> dict[str, Any]:
     """`magic`: what files of this Python's bytecode begin with, 0 if nobody has looked at that Python."""
     version, base = lock["python"]["version"], lock["base"]
-    row: Data = next((row for row in _table("checks/data/bytecode.yaml")["pythons"] if row["python"] == version), {})
-    return {"python": version, "magic": row.get("magic", 0),
+    return {"python": version, "magic": bytecode_pythons().get(version, 0), "site": lock["python"]["site"],
             "base": [layer["digest"] for layer in base["layers"]] if base["kind"] == "image" else []}
+
+
+def bytecode_pythons() -> dict[str, int]:
+    """What files of bytecode begin with, by the Python (`3.11`): of those that somebody has looked at."""
+    return {row["python"]: row["magic"] for row in _table("checks/data/bytecode.yaml")["pythons"]}
 
 
 def triton_stub(target: Data, lock: Data) -> dict[str, Any]:

@@ -6,9 +6,11 @@ layer each start compiles all that it imports. See docs/bytecode.md and `templat
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from cache.errors import InputError
 from stages.base import image_layers
 from stages.builders import BUILDERS
 from stages.graph import FileInput, Input, Stage, StageInput
@@ -17,11 +19,29 @@ from stages.lockfile import Lock
 from stages.target import Target
 from stages.triton import ROOT, source
 
+if TYPE_CHECKING:
+    from stages.schema import Document
+
 PROGRAM = "templates/compile_bytecode.py"
 #: Directories of modules beside the standard library, which the program finds itself.
 DIRECTORIES = ("/usr/lib/python3/dist-packages", f"/{ROOT}/backends")
 #: Layers without modules: a change there compiles nothing again.
 WITHOUT = ("links",)
+#: The first Python with the option -P, and whose hash of sources the check `bytecode` can compute.
+OLDEST = (3, 11)
+
+
+def refuse(data: Mapping[str, Any], document: Document) -> None:
+    """Raises InputError for a target that asks for bytecode of a Python that the program or its check cannot serve."""
+    from checks import facts
+
+    version = data["python"]["version"]
+    known = [python for python in facts.bytecode_pythons() if facts.release(python) >= OLDEST]
+    if data.get("bytecode", False) and version not in known:
+        older = facts.release(version) < OLDEST
+        raise InputError(f"no bytecode is made for Python {version}" + (": it has no option -P" if older else ""),
+                         where=document.place(("bytecode",)), expected=f"Python {', '.join(known)}", found=version,
+                         cure="set bytecode: false" + ("" if older else ", or add a row to checks/data/bytecode.yaml"))
 
 
 def stage(target: Target, lock: Lock, root: Path, layers: Sequence[Stage]) -> Stage | None:

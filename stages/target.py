@@ -306,6 +306,10 @@ def load(root: Path, name: str) -> Target:
     _layers(data, merged)
     _image(data["image"], merged)
     _waivers(data["waivers"], merged)
+    if data.get("bytecode"):
+        from stages.bytecode import refuse
+
+        refuse(data, merged)
     if "triton" in data:
         from stages.server import complete
 

@@ -82,6 +82,20 @@ def test_the_program_is_in_its_key(tmp_path: Path) -> None:
         graph(load(tmp_path, "golden"), parse(json.dumps(LOCK), "golden.lock.json"), tmp_path)
 
 
+@pytest.mark.parametrize(("python", "says", "cure"), [
+    ("3.10", "no bytecode is made for Python 3.10: it has no option -P", "set bytecode: false"),
+    ("3.99", "no bytecode is made for Python 3.99", "set bytecode: false, or add a row to checks/data/bytecode.yaml")])
+def test_a_python_without_it_is_refused_with_the_target(tmp_path: Path, python: str, says: str, cure: str) -> None:
+    other = TARGET.replace('version: "3.11"', f'version: "{python}"')
+    assert other != TARGET
+    with pytest.raises(InputError) as caught:
+        load(make_project(tmp_path / "with", golden=other + "bytecode: true\n"), "golden")
+    assert (caught.value.message, caught.value.cure) == (says, cure)
+    assert str(caught.value.where) == f"targets/golden.yaml:{other.count(chr(10)) + 1}"
+    assert "3.11" in str(caught.value.expected)
+    assert load(make_project(tmp_path / "without", golden=other), "golden").data["python"]["version"] == python
+
+
 def test_layers_of_a_base_image_come_first(tmp_path: Path) -> None:
     layer = {"digest": "sha256:" + "a" * 64, "size": 10, "media_type": "application/vnd.oci.image.layer.v1.tar+gzip",
              "diff_id": "sha256:" + "b" * 64}
