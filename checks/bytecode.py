@@ -3,7 +3,8 @@
 Python takes an unchecked hash-based file (PEP 552) without looking at the source, so one of another source would run
 instead of it, for ever. Evidence is the first 16 bytes of each: the number of the Python, the flags, and the hash of
 the source, which is computed again from the source in the layer that has it. What follows them is not judged: the
-stage makes it, and it is the same from run to run.
+stage makes it, and it is the same from run to run. A layer that leaves most modules out was made wrong too: what is
+below the image's site directory is counted.
 """
 
 from __future__ import annotations
@@ -34,6 +35,8 @@ _WRONG = {
     "stray": ("no bytecode", "only __pycache__ belongs into this layer"),
     "hides": ("in the place of what a layer below has there", "only what has no bytecode yet gets some"),
     "directory": ("a directory that no layer below has, or that is otherwise there", "build the layer again"),
+    "few": ("most modules there have no bytecode, so that each start compiles them", "build the layer again; its log "
+            "says what was compiled, and for which directories"),
     "above": ("the source of bytecode, changed by a layer above it", "let that layer come before bytecode"),
 }
 
@@ -61,6 +64,8 @@ def run(inputs: CheckInputs) -> list[Finding]:
         above = {entry["path"]: stage for stage, index in indexes(inputs.outputs, order[at + 1:]).items()
                  for entry in read_index(inputs.store, index) if entry["type"] != "directory"}
         suffix = f".cpython-{version.replace('.', '')}.pyc"
+        if _few(tree.entries, layer.entries, inputs.facts["site"], suffix):
+            wrong.setdefault("few", []).append(inputs.facts["site"])
         for path, entry in layer.entries.items():
             below = tree.entries.get(path)
             for subject in _place(path, entry, below, suffix):
@@ -90,6 +95,12 @@ def source_of(path: str, suffix: str) -> str:
     return f"{posixpath.dirname(directory)}/{name.removesuffix(suffix)}.py"
 
 
+def bytecode_of(path: str, suffix: str) -> str:
+    """Where Python looks for the bytecode of a source."""
+    directory, name = posixpath.split(path)
+    return f"{directory}/__pycache__/{name.removesuffix('.py')}{suffix}"
+
+
 def judge(header: bytes, magic: bytes, source: bytes) -> str:
     """What is wrong with bytecode that begins so, beside that source: `python`, `flags`, `stale`; or nothing. Pure."""
     if header[:4] != magic:
@@ -97,6 +108,16 @@ def judge(header: bytes, magic: bytes, source: bytes) -> str:
     if header[4:8] != _UNCHECKED:
         return "flags"
     return "" if header[8:] == _imp.source_hash(int.from_bytes(magic, "little"), source) else "stale"
+
+
+def _few(below: Mapping[str, Any], layer: Mapping[str, Any], site: str, suffix: str) -> bool:
+    """True if no bytecode is there at all, or less than half of the site directory's modules have some."""
+    modules = [path for path, entry in below.items() if path.startswith(f"{site}/") and path.endswith(".py")
+               and entry["type"] in ("file", "hardlink")
+               and all(part.isidentifier() for part in path[len(site) + 1:-3].split("/"))]
+    wanted = [bytecode_of(path, suffix) for path in modules]
+    there = sum(path in layer or path in below for path in wanted)
+    return 2 * there < len(wanted) or not any(path.endswith(suffix) for path in layer)
 
 
 def _place(path: str, entry: Mapping[str, Any], below: Mapping[str, Any] | None, suffix: str) -> Iterator[str]:

@@ -71,7 +71,7 @@ def test_bytecode_of_something_else(gates: Gates, content: bytes, subject: str) 
     f"{SITE}/pack/__pycache__/link.{TAG}.pyc",  # which Python would take, but its source is another file's
 ])
 def test_bytecode_without_a_source(gates: Gates, path: str) -> None:
-    gates.files("bytecode", {path: pyc()})
+    gates.files("bytecode", {path: pyc(), PYC: pyc()})
     assert list(errors(gates)) == ["source"]
 
 
@@ -93,7 +93,7 @@ def test_a_module_of_the_layer_itself(gates: Gates) -> None:
 
 def test_bytecode_where_python_does_not_look(gates: Gates) -> None:
     gates.files("deps", {f"{SITE}/one.py": SOURCE, MODULE: SOURCE})
-    gates.files("bytecode", {f"{SITE}/pack/one.{TAG}.pyc": pyc()})
+    gates.files("bytecode", {f"{SITE}/pack/one.{TAG}.pyc": pyc(), PYC: pyc()})
     assert list(errors(gates)) == ["stray"]
 
 
@@ -130,7 +130,9 @@ def test_directories_stay_as_they_are(gates: Gates, directory: str, mode: int) -
         writer.directory(directory, mode)
         layer = writer.finish()
     gates.outputs |= {"bytecode/layer": layer.layer.digest, "bytecode/index": layer.index.digest}
-    assert errors(gates) == {
+    found = errors(gates)
+    del found["few"]  # it has nothing else in it
+    assert found == {
         "directory": f"/{directory}: a directory that no layer below has, or that is otherwise there"}
 
 
@@ -157,3 +159,24 @@ def test_a_host_that_hashes_otherwise_judges_nothing(gates: Gates, monkeypatch: 
     verdict = gates.judge("bytecode")
     assert verdict.skipped
     assert not verdict.errors
+
+
+def test_a_layer_with_nothing_in_it(gates: Gates) -> None:
+    gates.files("bytecode", {})
+    assert list(errors(gates)) == ["few"]
+    assert f"/{SITE}: most modules there have no bytecode" in errors(gates)["few"]
+
+
+@pytest.mark.parametrize(("compiled", "found"), [(1, ["few"]), (2, [])])
+def test_at_least_half_of_the_modules(gates: Gates, compiled: int, found: list[str]) -> None:
+    """Of six: one has some below, and what cannot be imported by its name counts as none."""
+    gates.files("vllm", {f"{SITE}/m{number}.py": SOURCE for number in range(5)} | {
+        f"{SITE}/not-a-name.py": SOURCE, f"{SITE}/x.dist-info/y.py": SOURCE, f"{SITE}/__pycache__/m0.{TAG}.pyc": b""})
+    gates.files("bytecode", {f"{SITE}/__pycache__/m{number}.{TAG}.pyc": pyc() for number in range(1, 1 + compiled)})
+    assert list(errors(gates)) == found
+
+
+def test_bytecode_of_other_directories_is_not_enough(gates: Gates) -> None:
+    gates.files("vllm", {"usr/lib/python3.11/os.py": SOURCE})
+    gates.files("bytecode", {f"usr/lib/python3.11/__pycache__/os.{TAG}.pyc": pyc()})
+    assert list(errors(gates)) == ["few"]
