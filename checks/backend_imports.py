@@ -74,7 +74,8 @@ def _needs(tree: ast.AST) -> Iterator[_Need]:
             yield from _needs(_block(node.orelse))
         elif isinstance(node, ast.Try) and any(map(_import_error, node.handlers)):
             # A branch without an import of vLLM does without: nothing is needed then.
-            bodies = [node.body, *(handler.body for handler in node.handlers if _import_error(handler))]
+            bodies = [node.body, *(handler.body for handler in node.handlers
+                                   if _import_error(handler) and not _gives_up(handler.body))]
             yield _Need(node.lineno, tuple(tuple(_needs(_block(body))) for body in bodies))
             rest = [statement for handler in node.handlers if not _import_error(handler) for statement in handler.body]
             yield from _needs(_block([*rest, *node.orelse, *node.finalbody]))
@@ -102,6 +103,14 @@ def _import_error(handler: ast.ExceptHandler) -> bool:
     kinds = handler.type.elts if isinstance(handler.type, ast.Tuple) else [handler.type]
     return any(kind is None or (isinstance(kind, ast.Name) and kind.id in ("ImportError", "ModuleNotFoundError"))
                for kind in kinds)
+
+
+def _gives_up(body: Sequence[ast.stmt]) -> bool:
+    """A handler that ends the program, or hands the error on, is no alternative."""
+    last = body[-1]
+    if isinstance(last, ast.Expr) and isinstance(last.value, ast.Call):
+        return ast.unparse(last.value.func) in ("sys.exit", "os._exit", "exit", "quit")
+    return isinstance(last, ast.Raise)
 
 
 @dataclass

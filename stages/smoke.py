@@ -370,6 +370,8 @@ def cases_of(outcome: Outcome) -> tuple[Case, ...]:
     for case in found.values():
         if case.state == "begun":
             cases.append(replace(case, state="failed", message=ended))
+        elif case.state == "planned" and outcome.exit == 0:
+            cases.append(replace(case, state="failed", message="the driver ended well without it"))
         elif case.state == "planned":
             cases.append(replace(case, state="skipped", message=f"not reached: {outcome.reason}"))
         elif case.state in STATES:

@@ -59,6 +59,10 @@ def test_names_that_are_there(text: str) -> None:
     ("try:\n    from vllm.gone import X\nexcept ImportError:\n    try:\n        from vllm.away import X\n"
      "    except ImportError:\n        from vllm.inputs import X", ["vllm.gone.X"]),
     ("try:\n    pass\nexcept ImportError:\n    pass\nelse:\n    from vllm.gone import X", ["vllm.gone.X"]),
+    ("try:\n    from vllm.gone import X\nexcept ImportError as error:\n    raise RuntimeError from error",
+     ["vllm.gone.X"]),
+    ("import sys\ntry:\n    from vllm.gone import X\nexcept ImportError:\n    print()\n    sys.exit(1)",
+     ["vllm.gone.X"]),
     ("from vllm.inputs import (", ["engine.py"]),
 ])
 def test_names_that_are_not(text: str, names: list[str]) -> None:

@@ -53,6 +53,11 @@ def test_driver_that_was_killed_fails_the_case_it_was_in_and_skips_the_rest(tmp_
         ("failed", "the driver ended: killed by SIGKILL"), ("skipped", "not reached: killed by SIGKILL")]
 
 
+def test_driver_that_ends_well_without_a_case_has_not_passed(tmp_path: Path) -> None:
+    found = cases_of(outcome(tmp_path, told("start", "passed"), told("stream", "planned")))
+    assert [(case.case, case.state) for case in found] == [("start", "passed"), ("stream", "failed")]
+
+
 def test_driver_that_was_killed_between_two_cases_has_not_passed(tmp_path: Path) -> None:
     found = cases_of(outcome(tmp_path, told("start", "passed"), exit=139, reason="killed by SIGSEGV"))
     assert [case.state for case in found] == ["passed", "failed"]
