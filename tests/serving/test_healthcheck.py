@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import socket
+import subprocess
 import sys
 import threading
 from collections.abc import Iterator
@@ -10,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.serve import LANGUAGE, Triton, module, running_triton
+from tests.support.serve import HERE, LANGUAGE, Triton, module, running_triton
 
 repository = module("repository")
 healthcheck = module("healthcheck")
@@ -106,3 +109,30 @@ def test_nothing_to_load_is_healthy_only_if_that_was_asked_for(triton: Triton, t
         healthcheck.examine(options(triton, tmp_path))
     assert healthcheck.examine(options(triton, tmp_path, "--model-control-mode=explicit")) \
         == ["no model is loaded when it starts"]
+
+
+def test_what_answers_is_no_http_server(models: Path, capsys: pytest.CaptureFixture[str],
+                                        monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        def speak() -> None:
+            connection, _ = other.accept()
+            with connection:
+                connection.recv(1000)
+                connection.sendall(b"220 mail\r\n")
+
+        thread = threading.Thread(target=speak, daemon=True)
+        thread.start()
+        found = repository.Options.of([f"--model-repository={models}", "--http-address=127.0.0.1",
+                                       f"--http-port={other.getsockname()[1]}"])
+        monkeypatch.setattr(repository, "running", lambda: found)
+        assert healthcheck.main([]) == 1
+        thread.join(30)
+    assert capsys.readouterr().out.startswith("unhealthy: what answers there speaks no HTTP: BadStatusLine(")
+
+
+@pytest.mark.parametrize("seconds", ["abc", "0", "-1", "nan", "inf"])
+def test_seconds_that_are_none_are_said(seconds: str) -> None:
+    done = subprocess.run([sys.executable, str(HERE / "healthcheck.py")], capture_output=True, text=True, check=False,
+                          env={**os.environ, "STAGECRAFT_HEALTH_SECONDS": seconds})
+    assert (done.returncode, done.stdout, done.stderr) == (
+        1, f"unhealthy: STAGECRAFT_HEALTH_SECONDS={seconds} is no number of seconds, from more than 0 to 86400\n", "")

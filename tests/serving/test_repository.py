@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import subprocess
 import sys
 from pathlib import Path
 
+import jinja2
 import pytest
 
 from tests.support.serve import HERE, module
@@ -77,8 +79,9 @@ def test_no_repository(tmp_path: Path, backends: Path) -> None:
     ('name: "other" backend: "vllm"', "{}", "1", "says name: 'other', but the directory is 'm'"),
     (CONFIG, None, "1", "1/model.json does not exist: the vllm backend reads the engine's arguments there"),
     (CONFIG, '{"model": "a/b"', "1", "1/model.json is no JSON, cut short perhaps: Expecting ',' delimiter"),
+    (CONFIG, "[" * 400_000, "1", "1/model.json is no JSON, cut short perhaps: maximum recursion depth"),
     (CONFIG, "[]", "1", "1/model.json holds no JSON object"),
-    (CONFIG, '{"model": "/not/there"}', "1", "names the model /not/there, which is no directory here; mount it there"),
+    (CONFIG, '{"model": "/not/there"}', "1", "names the model /not/there, which is not here; mount it there"),
     (CONFIG, "{}", "one", "has no version: a directory named 1"),
 ])
 def test_a_faulty_model_is_named_with_its_file(tmp_path: Path, backends: Path, config: str | None, engine: str | None,
@@ -88,6 +91,12 @@ def test_a_faulty_model_is_named_with_its_file(tmp_path: Path, backends: Path, c
     assert said in message
     assert message.startswith("model m: ")
     assert code == 78
+
+
+def test_a_model_may_be_one_file(tmp_path: Path, backends: Path) -> None:
+    (tmp_path / "x.gguf").write_text("")
+    model(tmp_path / "models", engine=json.dumps({"model": str(tmp_path / "x.gguf")}))
+    assert repository.check([f"--model-repository={tmp_path / 'models'}", *CLOSED], backends) == []
 
 
 def test_faults_are_warnings_where_the_server_goes_on(tmp_path: Path, backends: Path) -> None:
@@ -178,3 +187,35 @@ def test_text_format_is_read_as_far_as_it_matters() -> None:
         backend: 'vllm', max_batch_size: -1
         input [ { name: "inner" }, { name: "other" } ]
     ''') == {"name": "a # b", "backend": "vllm", "max_batch_size": "-1"}
+
+
+def test_the_running_server_is_told_from_what_started_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With `docker run --init` process 1 has the same words, without the addresses that the entrypoint adds."""
+    asked = ["tritonserver", "--model-repository=/elsewhere"]
+    processes = [["/sbin/docker-init", "--", "/opt/stagecraft/entrypoint", *asked],
+                 ["/bin/sh", "/opt/stagecraft/entrypoint", *asked]]
+    monkeypatch.setattr(repository, "_of_processes", lambda: iter(processes))
+    assert repository.running().repositories == ("/models",)
+    processes.append(["/usr/bin/qemu-aarch64", "/opt/tritonserver/bin/tritonserver", "--http-address=192.0.2.1",
+                      *asked[1:]])
+    assert repository.running().repositories == ("/elsewhere",)
+    assert repository.running().address("http") == "192.0.2.1"
+
+
+def test_help_needs_no_repository(tmp_path: Path) -> None:
+    """The entrypoint itself, with a program in the server's place that says what it is given."""
+    text = (HERE.parents[1] / "templates/entrypoint.sh.j2").read_text()
+    script = tmp_path / "entrypoint"
+    script.write_text(jinja2.Template(text).render(python=sys.executable, server="echo", bind="127.0.0.1")
+                      .replace("/opt/stagecraft", str(HERE)))
+
+    def entrypoint(*words: str) -> tuple[int, str, str]:
+        done = subprocess.run(["sh", str(script), *words], capture_output=True, text=True, check=False)
+        return done.returncode, done.stdout, done.stderr
+
+    for word in ("--help", "-h"):
+        code, said, _ = entrypoint("tritonserver", word)
+        assert (code, said.split()[-1]) == (0, word)
+    code, said, complaint = entrypoint("tritonserver", "--helpful")
+    assert (code, said) == (66, "")
+    assert complaint.startswith("entrypoint: no --model-repository was given")

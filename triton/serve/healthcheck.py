@@ -6,6 +6,7 @@ standard output, or 1 and a line that names the model. `healthcheck NAME…` ask
 /opt/stagecraft/healthcheck of every image.
 """
 
+import http.client
 import json
 import os
 import sys
@@ -21,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 import repository  # noqa: E402
 
 #: Seconds for one request; a first token of a busy server waits behind others.
-PATIENCE = float(os.environ.get("STAGECRAFT_HEALTH_SECONDS", "25"))
+PATIENCE: "str | float" = os.environ.get("STAGECRAFT_HEALTH_SECONDS", "25")
 QUESTION = {"text_input": "Hello", "stream": False, "exclude_input_in_output": True,
             "sampling_parameters": json.dumps({"max_tokens": 1, "temperature": 0})}
 #: Never by a proxy: it is this machine.
@@ -32,24 +33,37 @@ class UnhealthyError(Exception):
     """Why."""
 
 
+def _patience() -> float:
+    try:
+        seconds = float(PATIENCE)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds <= 86400:
+        raise UnhealthyError(f"STAGECRAFT_HEALTH_SECONDS={PATIENCE} is no number of seconds, from more than 0 to 86400")
+    return seconds
+
+
 def ask(url: str, body: object = None) -> tuple[int, str]:
     """Status and text of an answer.
 
     Raises:
         UnhealthyError: there was none.
     """
+    patience = _patience()
     data = None if body is None else json.dumps(body).encode()
     request = urllib.request.Request(url, data, {"Content-Type": "application/json"} if data else {})  # noqa: S310
     try:
-        with _OPENER.open(request, timeout=PATIENCE) as answer:
+        try:
+            answer = _OPENER.open(request, timeout=patience)
+        except urllib.error.HTTPError as error:
+            answer = error
+        with answer:
             return answer.status, answer.read().decode(errors="replace")
-    except urllib.error.HTTPError as error:
-        with error:
-            return error.code, error.read().decode(errors="replace")
-    except OSError as error:
+    except (OSError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", error)
-        raise UnhealthyError(f"no answer within {PATIENCE:g} s" if isinstance(reason, TimeoutError) else
-                             f"no answer: {reason}") from None
+        raise UnhealthyError(f"no answer within {patience:g} s" if isinstance(reason, TimeoutError) else
+                             f"no answer: {reason}" if isinstance(error, OSError) else
+                             f"what answers there speaks no HTTP: {error!r}") from None
 
 
 def examine(options: repository.Options, names: Sequence[str] = ()) -> list[str]:

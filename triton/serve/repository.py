@@ -173,13 +173,13 @@ def _engine(file: Path) -> Iterator[str]:
         return
     try:
         said = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         yield f"{file} is no JSON, cut short perhaps: {error}"
         return
     if not isinstance(said, dict):
         yield f"{file} holds no JSON object"
-    elif str(said.get("model", "")).startswith("/") and not os.path.isdir(said["model"]):
-        yield f"{file} names the model {said['model']}, which is no directory here; mount it there"
+    elif str(said.get("model", "")).startswith("/") and not os.path.exists(said["model"]):
+        yield f"{file} names the model {said['model']}, which is not here; mount it there"
 
 
 def top_level(text: str) -> dict[str, str]:
@@ -241,10 +241,14 @@ def _of_processes() -> Iterator[list[str]]:
 
 
 def running() -> Options:
-    """The options of the server that runs here; of none, the defaults of the image."""
+    """The options of the server that runs here; of none, the defaults of the image.
+
+    The server is known by its absolute path, as the entrypoint starts it: an init process (`docker run --init`) has the
+    words of the command `tritonserver …` too, without the options that the entrypoint adds.
+    """
     for words in _of_processes():
         for number, word in enumerate(words[:4]):  # an emulator stands before it
-            if word.rpartition("/")[2] == "tritonserver" and number + 1 < len(words):
+            if word.startswith("/") and word.endswith("/tritonserver") and number + 1 < len(words):
                 return Options.of(words[number + 1:])
     return Options.of(["--model-repository=/models", "--http-address=127.0.0.1"])
 
@@ -253,7 +257,7 @@ def values(text: str) -> Any:
     """JSON, or None."""
     try:
         return json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
 
 
