@@ -6,8 +6,9 @@ another holds is not run, nor unpacked; whiteouts count as the OCI image specifi
 Inputs: `archive/<nn>` (tars, lowest first, plain or compressed). Params: `diff_ids` (digest of each uncompressed, or
 []), `at` (the directory, or "" for the one in which `anchor` lies), `anchor` (a path below it), `root` (where in the
 layer its files go), `keep` and `drop` (globs of paths below it; the second wins), `required` (paths that must be
-there), `packages` (what the output `packages` lists; a version of "" is that of the file TRITON_VERSION). Outputs:
-`layer`, `index`, `packages`. Files keep whether they are executable and nothing else.
+there), `packages` (what the output `packages` lists; a version of "" is that of the file TRITON_VERSION), `release`
+(the version that is listed where that file is not; need not be there). Outputs: `layer`, `index`, `packages`. Files
+keep whether they are executable and nothing else.
 """
 
 from __future__ import annotations
@@ -82,8 +83,9 @@ def build(context: BuildContext) -> Mapping[str, Blob]:
         layer = _layer(context, tree, taken, params["root"])
     listed = [dict(one) for one in params["packages"]]
     for one in listed:
-        if not one["version"] and "TRITON_VERSION" in taken:
-            one["version"] = _text(context, layer[1], f"{params['root']}/TRITON_VERSION")
+        if not one["version"]:
+            said = _text(context, layer[1], f"{params['root']}/TRITON_VERSION") if "TRITON_VERSION" in taken else ""
+            one["version"] = said or params.get("release", "")
     context.log(f"{len(taken)} files of /{at}")
     packages = store.put(canonical.dumps({"format": "stagecraft.packages.v1", "packages": listed}))
     return {"layer": layer[0], "index": layer[1], "packages": packages}

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from cache import canonical
 from cache.errors import InputError, LockError
 from checks.facts import SERVER
+from lock.sources import bare
 from stages.builders import BUILDERS
 from stages.graph import FileInput, Input, Stage
 from stages.layers import platform
@@ -41,12 +42,16 @@ def complete(described: dict[str, Any], document: Document) -> None:
     if taken == "image" and "image" not in described:
         raise InputError("which image the server is in is not said", where=document.place(("triton",)),
                          cure="add image: REGISTRY/REPOSITORY:TAG")
-    if taken != "release":
+    if taken not in ("release", "image"):
         return
     from checks.triton_releases import row_of
 
     row = row_of(described["version"]) or {}
+    if taken == "image":
+        _one_release(row, "image", described, document)
+        return
     described["url"] = described.get("url", ARCHIVE).replace("{version}", row.get("triton", described["version"]))
+    _one_release(row, "url", described, document)
     file = described["url"].rpartition("/")[2]
     known = next((one["sha256"] for one in row.get("igpu", {}).get("archives", ())
                   if one["file"] == file and "sha256" in one), "")
@@ -54,6 +59,18 @@ def complete(described: dict[str, Any], document: Document) -> None:
         raise InputError(f"the sha256 of {file} is not known", where=document.place(("triton",)),
                          expected="sha256: 64 hexadecimal digits",
                          cure="add triton.sha256; GitHub names it beside the file, or take it of a copy that you trust")
+
+
+def _one_release(row: Mapping[str, Any], key: str, described: Mapping[str, Any], document: Document) -> None:
+    """Raises InputError where the image or the address is known to be of another release than the version."""
+    from checks.triton_releases import row_of
+
+    other = row_of(described[key])
+    if other is not None and other["container"] != row.get("container"):
+        raise InputError(f"triton.version and triton.{key} are of two releases", where=document.place(("triton", key)),
+                         expected=f"{described['version']}" + (f" (container {row['container']})" if row else ""),
+                         found=f"{bare(described[key]) if key == 'url' else described[key]}: container "
+                               f"{other['container']}", cure="correct one of them")
 
 
 def resolve(project: Project, target: Target, before: Mapping[str, Any], moves: bool,
@@ -72,7 +89,7 @@ def resolve(project: Project, target: Target, before: Mapping[str, Any], moves: 
     if described.get("from") == "release":
         from lock.url_source import lock_url
 
-        log(f"  fetching {described['url']}")
+        log(f"  fetching {bare(described['url'])}")
         found = lock_url(project.store, "tritonserver", described["version"], described["url"], described["sha256"],
                          target.data.get("sources", {}).get("mirrors", {}))
         return {"kind": "archive", **LockedFile(found.name, found.version, found.file, found.size, found.sha256,
@@ -119,8 +136,8 @@ def stage(target: Target, lock: Lock, root: Path) -> Stage:
             f"server layer {number}", "", layer["digest"], layer["size"], layer["digest"].partition(":")[2],
             server["repository"])) for number, layer in enumerate(server["layers"])}
         digest, name, origin = server["digest"], server["reference"].rpartition("/")[2], server["reference"]
-    version = row.get("triton", "") if kind == "archive" else ""
-    listed = {"type": "generic", "name": SERVER, "version": version, "architecture": target.architecture,
+    # The version is read out of the tree, so that the check triton-pair compares two things.
+    listed = {"type": "generic", "name": SERVER, "version": "", "architecture": target.architecture,
               "file": name, "digest": digest, "licence": "BSD-3-Clause", "container": row.get("container", ""),
               "from": origin, "purl": f"pkg:github/triton-inference-server/server@v{row.get('triton', '')}"}
     return Stage(
@@ -128,7 +145,8 @@ def stage(target: Target, lock: Lock, root: Path) -> Stage:
         {"diff_ids": [layer["diff_id"] for layer in server.get("layers", ())],
          "at": "" if kind == "archive" else "opt/tritonserver", "anchor": layout["anchor"], "root": "opt/tritonserver",
          "keep": layout["keep"], "drop": [*layout["drop"], *(own["files"] if without else [])],
-         "required": [*layout["required"], *([] if without else own["required"])], "packages": [listed]},
+         "required": [*layout["required"], *([] if without else own["required"])], "packages": [listed],
+         "release": row.get("triton", "")},
         inputs, labels={"io.stagecraft.triton.from": origin,
                         **({"io.stagecraft.triton": row["triton"]} if "triton" in row else {})})
 

@@ -51,6 +51,14 @@ def test_what_is_kept_and_what_is_dropped(store: Store) -> None:
     assert b'"version":"2.66.0"' in store.read(outputs["packages"].digest)
 
 
+@pytest.mark.parametrize(("said", "listed"), [(b"2.60.0\n", "2.60.0"), (b"", "2.66.0"), (None, "2.66.0")])
+def test_version_is_the_trees_own_and_only_without_one_the_release(store: Store, said: bytes | None,
+                                                                   listed: str) -> None:
+    members: list[Member] = [*SERVER[:-2], *([(SERVER[-2][0], said)] if said is not None else []), SERVER[-1]]
+    packages = store.read(made(store, [members], release="2.66.0")["packages"].digest)
+    assert f'"version":"{listed}"'.encode() in packages
+
+
 @pytest.mark.parametrize("top", ["", "tritonserver/", "a/b/"])
 def test_archive_is_found_by_its_server_wherever_it_lies(store: Store, top: str) -> None:
     members = [(top + path.removeprefix("opt/tritonserver/"), content) for path, content in SERVER[3:8]]

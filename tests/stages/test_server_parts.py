@@ -236,11 +236,24 @@ def test_archive_that_the_table_knows_needs_no_hash(tmp_path: Path) -> None:
     ('triton: {version: "0.7.0", sha256: "%s"}\n' % ("a" * 64), "triton.sha256 is for from: release"),
     (RELEASE.replace("release}", 'release, image: "a/b:1"}'), "triton.image is for from: image"),
     ('triton: {version: "26.02", from: image}\n', "which image the server is in is not said"),
+    (IMAGE.replace('version: "26.02"', 'version: "26.07"'), "triton.version and triton.image are of two releases"),
+    (IMAGE.replace('version: "26.02"', 'version: "26.99"'), "triton.version and triton.image are of two releases"),
+    (RELEASE.replace("release}", 'release, url: "https://example.org/tritonserver2.60.0-igpu.tar", sha256: "%s"}'
+                     % ("a" * 64)), "triton.version and triton.url are of two releases"),
 ])
 def test_server_that_is_said_wrong_is_named(tmp_path: Path, text: str, says: str) -> None:
     with pytest.raises(InputError) as caught:
         load(tmp_path, TARGET + text)
     assert says in caught.value.message
+
+
+@pytest.mark.parametrize("text", [
+    IMAGE.replace("26.02-py3", "latest"), IMAGE.replace('"26.02"', '"2.66.0"'),
+    IMAGE.replace("26.02-py3", "26.02-py3-igpu").replace("nvcr.io/nvidia", "example.org/ours"),
+    RELEASE.replace("release}", 'release, url: "https://example.org/server.tar", sha256: "%s"}' % ("a" * 64)),
+])
+def test_server_of_the_release_that_is_named_or_of_none_that_is_known(tmp_path: Path, text: str) -> None:
+    assert load(tmp_path, TARGET + text).data["triton"]["from"] in ("image", "release")
 
 
 def served(asked: Target, server: dict[str, Any]) -> Lock:
@@ -271,6 +284,8 @@ def test_locked_server_reads_back_and_is_an_input(tmp_path: Path, text: str, ser
     assert taken.kind == ("oci" if server["kind"] == "image" else "url")
     assert stage.params["diff_ids"] == [layer["diff_id"] for layer in server.get("layers", ())]
     assert "backends/python/triton_python_backend_stub" in stage.params["required"]
+    assert stage.params["packages"][0]["version"] == ""  # read out of the tree: otherwise triton-pair compares nothing
+    assert stage.params["release"] == ("2.66.0" if server["kind"] == "image" else "2.58.0")
     assert stage.params["packages"][0]["container"] == ("26.02" if server["kind"] == "image" else "25.05")
     assert [change.section for change in lockfile.compare(served(asked, {}), made)] == ["server"]
     found = facts.pins(made.to_json())["server"]
