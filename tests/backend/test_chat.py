@@ -177,3 +177,25 @@ def test_an_old_parser_and_forced_calls() -> None:
     named = types.SimpleNamespace(function=types.SimpleNamespace(name="g"))
     (call,) = chat.Splitter(Old(), request(named), []).whole('{"b": 2}', [1])[2]
     assert call["function"] == {"name": "g", "arguments": '{"b": 2}'}
+
+
+FETCHED = ({"type": "image_url", "image_url": {"url": "http://169.254.169.254/a"}}, {"image_url": "HTTPS://a/b"},
+           {"type": "input_image", "image_url": "https://a/b"}, {"type": "audio_url", "audio_url": {"url": "ftp://a"}},
+           {"type": "video_url", "video_url": {"url": "file:///etc/passwd"}}, {"image_url": {"url": " data:x"}})
+DOMAINS, FILES = {"allowed_media_domains": ["a"]}, {"allowed_local_media_path": "/images"}
+
+
+@pytest.mark.parametrize(("part", "options", "refused"), [
+    *((part, {}, True) for part in FETCHED),
+    (FETCHED[0], DOMAINS, False), (FETCHED[1], DOMAINS, False), (FETCHED[4], DOMAINS, True),
+    (FETCHED[0], FILES, True), (FETCHED[4], FILES, False), (FETCHED[3], {**DOMAINS, **FILES}, True),
+    (FETCHED[0], {"allowed_media_domains": []}, True),
+    ({"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=="}}, {}, False),
+    ({"type": "text", "text": "http://a"}, {}, False), ("http://a", {}, False), ({"image_url": None}, {}, False)])
+def test_addresses_that_the_server_would_fetch(part: Any, options: Any, refused: bool) -> None:
+    messages = [{"role": "user", "content": "x"}, {"role": "tool", "content": [{"type": "text", "text": "t"}, part]}]
+    if not refused:
+        chat.refuse_addresses(messages, options)
+        return
+    with pytest.raises(backend("interface").BadRequestError, match=r"messages, message 1: .*_url is fetched only"):
+        chat.refuse_addresses(messages, options)

@@ -87,6 +87,8 @@ def test_tool_choice_as_json() -> None:
     ({"text_input": "x", "sampling_parameters": '{"lora_name": 1}'}, "lora_name is a text"),
     ({"text_input": "x", "sampling_parameters": '{"structured_outputs": "{"}'}, "structured_outputs: no JSON"),
     ({"text_input": "x", "sampling_parameters": '{"structured_outputs": 3}'}, "structured_outputs is an object"),
+    ({"text_input": "x", "stream": True, "sampling_parameters": '{"n": 2}'}, "n above 1 cannot be had with stream"),
+    ({"text_input": "x", "stream": True, "sampling_parameters": '{"n": "2"}'}, "n above 1 cannot be had"),
     ({"text_input": "x", "image": ["?"]}, "input image 0: no base64"),
     ({"messages": "[{"}, "input messages: no JSON"),
     ({"messages": "{}"}, "input messages: a list of messages is expected, found '{}'"),
@@ -108,6 +110,12 @@ def test_bad_requests_name_the_input(given: dict[str, Any], said: str) -> None:
         parse(**given)
     assert said in str(caught.value)
     assert len(str(caught.value)) < 300
+
+
+def test_several_sequences() -> None:
+    assert parse(text_input="x", sampling_parameters='{"n": 2}').sampling == {"n": 2}
+    for one in ('{"n": 1}', '{"n": "1"}', '{"n": null}', '{"n": []}'):  # the engine judges
+        assert parse(text_input="x", stream=True, sampling_parameters=one).stream
 
 
 def test_a_long_bad_value_is_shortened() -> None:

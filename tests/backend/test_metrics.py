@@ -35,9 +35,13 @@ def stats(prompt: int, generated: int, *ended: Any) -> Any:
                                  n_params_iter=[1], finished_requests=ended)
 
 
+def utils(logged: list[str]) -> Any:
+    return types.SimpleNamespace(MetricFamily=Family, Logger=types.SimpleNamespace(log_error=logged.append))
+
+
 def test_values_arrive_and_counters_are_summed_up() -> None:
     Family.made.clear()
-    found = metrics.Metrics(types.SimpleNamespace(MetricFamily=Family), {"model": "m"}, 100)
+    found = metrics.Metrics(utils([]), {"model": "m"}, 100)
     found.record(stats(3, 1))
     found.record(stats(0, 2, types.SimpleNamespace(e2e_latency=2.0, num_prompt_tokens=3, num_generation_tokens=3)))
     found.close()
@@ -48,6 +52,20 @@ def test_values_arrive_and_counters_are_summed_up() -> None:
     assert made["vllm:time_per_output_token_seconds"] == [0.1, 0.2, 0.1, 0.2]
     assert made["vllm:e2e_request_latency_seconds"] == [2.0]
     assert (made["vllm:request_prompt_tokens"], made["vllm:request_generation_tokens"]) == ([3], [3])
+
+
+def test_after_an_error_nothing_piles_up() -> None:
+    logged: list[str] = []
+    found = metrics.Metrics(utils(logged), {"model": "m"}, 100)
+    found.record(types.SimpleNamespace(num_prompt_tokens="no number", num_generation_tokens=0))
+    found._thread.join(10)
+    assert not found._thread.is_alive()
+    for _ in range(3):
+        found.record(stats(1, 1))
+    assert found._queue.empty()
+    found.close()
+    (line,) = logged
+    assert line.startswith("metrics are recorded no more: TypeError: ")
 
 
 def test_buckets_of_tokens() -> None:

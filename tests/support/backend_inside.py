@@ -296,6 +296,9 @@ def case_bad_requests(server: Server) -> None:
         "no LoRA 'k'; there is l": {"text_input": "x", "sampling_parameters": {"lora_name": "k"}},
         "one of the inputs text_input and messages is needed": {"stream": False},
         "input messages: no JSON": {"messages": "[{"},
+        "n above 1 cannot be had": {"text_input": "x", "stream": True, "sampling_parameters": {"n": 2}},
+        "send it as a data: URL": {"messages": json.dumps([{"role": "user", "content": [
+            {"type": "image_url", "image_url": {"url": "http://127.0.0.1/"}}]}])},
         "no base64": {"text_input": "x", "image": "?"},
         "has 5000 tokens, the model takes at most 4096": {"text_input": "x " * 5000},
         "has 200000 tokens": {"text_input": "word " * 200_000},
@@ -467,6 +470,7 @@ BAD = {
     "import": r"the backend does not fit the image's packages: No module named 'no_such_module'",
     "fails": "no room for it", "json": r"model.json is no JSON", "nowhere": "the model's directory does not exist",
     "empty": "the model's directory is empty", "other": r"not a model: .* has no config.json",
+    "lora": "the directory of LoRA 'l' does not exist: /nowhere",
     "cut": r"is cut short: .*model.safetensors has \d+ of \d+ bytes",
 }
 
@@ -481,14 +485,16 @@ def repository(plan: Mapping[str, str]) -> Path:
     place = work / "one"
     write(place, "m", '{"model": "any", "enable_lora": true, "standin": {"delay": 0.02}}',
           REPORT_CUSTOM_METRICS="true", TOOL_CALL_PARSER="t", REASONING_PARSER="r")
-    (place / "m" / "1" / "multi_lora.json").write_text('{"l": "/somewhere"}')
+    (place / "m" / "1" / "multi_lora.json").write_text('{"l": "adapter"}')
+    (place / "m" / "1" / "adapter").mkdir()
     write(place, "slow", '{"model": "any", "standin": {"load_seconds": 1.5}}')
     write(place, "endless", '{"model": "any", "standin": {"load_seconds": 1000}}')
     for name in BAD:
         write(place, name, '{"model": "model"}')
-    for name, text in {"json": "{", "nowhere": '{"model": "/nowhere"}',
+    for name, text in {"json": "{", "nowhere": '{"model": "/nowhere"}', "lora": '{"model": "any", "enable_lora": true}',
                        "fails": '{"model": "any", "standin": {"fail": "no room for it"}}'}.items():
         write(place, name, text)
+    (place / "lora" / "1" / "multi_lora.json").write_text('{"l": "/nowhere"}')
     broken = work / "broken.py"
     broken.write_text("import no_such_module\n")
     write(place, "import", '{"model": "any"}', ENGINE=str(broken))

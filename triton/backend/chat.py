@@ -14,6 +14,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from .interface import BadRequestError
+
 FAMILIES = Path(__file__).with_name("families.json")
 #: Names of the two parsers in a row of the families and, in upper case, among the parameters of config.pbtxt.
 PARSERS = ("tool_call_parser", "reasoning_parser")
@@ -49,6 +51,33 @@ def for_template(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         found.append({**message, "reasoning": reasoning, "reasoning_content": reasoning} if reasoning
                      else dict(message))
     return found
+
+
+def refuse_addresses(messages: Sequence[Mapping[str, Any]], options: Mapping[str, Any]) -> None:
+    """Images and the like come within the message: the server fetches none unless `model.json` says whence.
+
+    Args:
+        options: arguments of the engine: with `allowed_media_domains` addresses of http(s) are left to vLLM, with
+            `allowed_local_media_path` those of files.
+
+    Raises:
+        BadRequestError: an address that is not allowed.
+    """
+    allowed = ["data:"]
+    if options.get("allowed_media_domains"):
+        allowed += ["http://", "https://"]
+    if options.get("allowed_local_media_path"):
+        allowed.append("file:")
+    for number, message in enumerate(messages):
+        content = message.get("content")
+        for part in content if isinstance(content, list) else ():
+            for key, value in part.items() if isinstance(part, dict) else ():
+                address = value.get("url") if isinstance(value, dict) else value
+                if key.endswith("_url") and isinstance(address, str) and not address.lower().startswith(tuple(allowed)):
+                    shown = address if len(address) <= 60 else address[:57] + "…"
+                    raise BadRequestError(
+                        f"input messages, message {number}: {key} is fetched only from where model.json allows it "
+                        f"(allowed_media_domains, allowed_local_media_path); send it as a data: URL; found {shown!r}")
 
 
 #: Content, reasoning, tool calls.

@@ -68,6 +68,15 @@ class Engine:
             tool_parser_name=self._tool_parser if with_tools else None,
             reasoning_parser_name=self._reasoning_parser or None,
             enable_auto_tools=with_tools, model_name=self._model.model) for with_tools in (False, True)}
+        await self._add_loras()
+
+    async def _add_loras(self) -> None:
+        """Load each once: one that fails while a request is served ends the engine."""
+        for name, request in self._loras.items():
+            try:
+                await self._llm.add_lora(request)
+            except Exception as error:
+                raise LoadError(f"LoRA {name!r} does not load: {_line(error)}") from error
 
     @property
     def longest(self) -> int:

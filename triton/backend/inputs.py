@@ -77,7 +77,20 @@ def parse(tensors: Mapping[str, Any], parameters: str = "") -> Request:
     request.images = _images(tensors)
     request.wanted = frozenset(name for name in FURTHER if _flag(tensors, f"return_{name}", False))
     _sampling(request, tensors, parameters)
+    if request.stream and _several(request.sampling.get("n")):
+        raise BadRequestError("input sampling_parameters: n above 1 cannot be had with stream: true, as the answers do "
+                              "not say to which sequence they belong")
     return request
+
+
+def _several(count: Any) -> bool:
+    """Whether it is a number above 1, also as a text; anything else is the engine's to judge."""
+    try:
+        return float(count) > 1
+    except OverflowError:
+        return True
+    except (TypeError, ValueError):
+        return False
 
 
 def _chat(request: Request, tensors: Mapping[str, Any]) -> None:

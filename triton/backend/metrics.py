@@ -54,6 +54,7 @@ class Metrics:
 
     def __init__(self, utils: Any, labels: Mapping[str, str], most: int) -> None:
         family = utils.MetricFamily
+        self._log_error = utils.Logger.log_error
         self._families = []  # a metric goes with its family
         self._counters: dict[str, Any] = {}
         self._histograms: dict[str, Any] = {}
@@ -64,13 +65,15 @@ class Metrics:
             self._families.append(family(name=name, description=text, kind=family.HISTOGRAM))
             self._histograms[name] = self._families[-1].Metric(
                 labels=dict(labels), buckets=[float(limit) for limit in limits or token_buckets(most)])
+        self._broken = False
         self._queue: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="metrics", daemon=True)
         self._thread.start()
 
     def record(self, stats: Any) -> None:
         """Take the statistics of one step, vLLM's `IterationStats`; returns at once."""
-        self._queue.put(stats)
+        if not self._broken:
+            self._queue.put(stats)
 
     def close(self) -> None:
         """Send what is left, and end."""
@@ -84,7 +87,12 @@ class Metrics:
             while not self._queue.empty():
                 batch.append(self._queue.get())
             ended = None in batch
-            self._send([stats for stats in batch if stats is not None])
+            try:
+                self._send([stats for stats in batch if stats is not None])
+            except Exception as error:
+                self._broken = True
+                self._log_error(f"metrics are recorded no more: {type(error).__name__}: {error}")
+                return
 
     def _send(self, batch: Sequence[Any]) -> None:
         for name, total in (("vllm:prompt_tokens_total", sum(stats.num_prompt_tokens for stats in batch)),

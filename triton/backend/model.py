@@ -7,6 +7,7 @@ thread of its own; a second thread sends what they yield, for a send waits for t
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import importlib
 import importlib.util
 import json
@@ -71,6 +72,7 @@ class TritonPythonModel:
     def initialize(self, args: Mapping[str, str]) -> None:
         self._engine: Any = None
         self._metrics: Any = None
+        self._options: Mapping[str, Any] = {}
         self._dead = ""
         self._closing = False
         self._jobs: set[_Job] = set()
@@ -106,6 +108,7 @@ class TritonPythonModel:
                     raise interface.EngineDeadError(self._dead)
                 tensors = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
                 parsed = inputs.parse(tensors, request.parameters())
+                chat.refuse_addresses(parsed.messages or (), self._options)
             except Exception as error:
                 sender.send(_refusal(error), flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
                 continue
@@ -124,7 +127,7 @@ class TritonPythonModel:
         parameters = {key: str(value.get("string_value", "")) for key, value in config.get("parameters", {}).items()}
         self._unloads = parameters.get("ENABLE_VLLM_HEALTH_CHECK", "true").lower() != "false"
         directory = Path(args["model_repository"]) / args["model_version"]
-        options = _read_options(directory / "model.json")
+        options = self._options = _read_options(directory / "model.json")
         loras = _read_loras(directory / "multi_lora.json") if options.get("enable_lora") else {}
         architectures = _resolve_model(options, directory)
         _devices(config, args, options)
@@ -155,14 +158,15 @@ class TritonPythonModel:
         self._closing = True
         if self._engine is not None:
             self._engine.close()
-        if self._loop.is_running():
+        loop, sender = self._threads
+        if loop.is_alive():
             asyncio.run_coroutine_threadsafe(self._drain(), self._loop)
+            loop.join(timeout=10)
         if self._metrics is not None:
             self._metrics.close()
-        self._outbox.put(None)
-        for thread in self._threads:
-            if thread.is_alive():
-                thread.join(timeout=10)
+        self._outbox.put(None)  # after all that the loop had to say
+        if sender.is_alive():
+            sender.join(timeout=10)
 
     async def _drain(self) -> None:
         """End all that runs on the loop, and the loop."""
@@ -189,7 +193,7 @@ class TritonPythonModel:
             pass
         except interface.EngineDeadError as error:
             self._died(str(error))
-            self._outbox.put((job, interface.EngineDeadError(self._dead), True))
+            self._outbox.put((job, interface.EngineDeadError(self._dead or _line(error)), True))
             done = True
         except Exception as error:
             if not isinstance(error, interface.BadRequestError):
@@ -200,7 +204,8 @@ class TritonPythonModel:
         finally:
             self._jobs.discard(job)
             if not done:
-                self._outbox.put((job, None, True))
+                gone = interface.EngineDeadError(f"the model {self._name} is being unloaded") if self._closing else None
+                self._outbox.put((job, gone, True))
 
     async def _watch(self) -> None:
         """Once a second: does the engine live, and are those still there who have got nothing meanwhile?"""
@@ -249,20 +254,28 @@ class TritonPythonModel:
             try:
                 self._send(job, content, last)
             except Exception as error:
-                pb_utils.Logger.log_verbose(f"{self._name}: {job.identity}: {_line(error)}")
+                pb_utils.Logger.log_error(f"{self._name}: {job.identity}: an answer is not sent: {_line(error)}")
+                self._send_failed(job, error)
                 self._loop.call_soon_threadsafe(job.cancel)
+
+    def _send_failed(self, job: _Job, error: Exception) -> None:
+        """Somebody may wait for the end still."""
+        if not job.sent_last:
+            job.sent_last = True
+            with contextlib.suppress(Exception):
+                job.sender.send(_refusal(error), flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
 
     def _send(self, job: _Job, content: Any, last: bool) -> None:
         if job.sent_last:
             return
         flags = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL if last else 0
-        job.sent_last = last
         if content is None:
             if last:
                 job.sender.send(flags=flags)
         else:
             answer = _refusal(content) if isinstance(content, Exception) else _answer(job.request, content)
             job.sender.send(answer, flags=flags)
+        job.sent_last = last
         now = time.monotonic()
         if not last and (content is None or now >= job.next_look):
             job.next_look = now + _LOOK
@@ -362,6 +375,8 @@ def _read_loras(path: Path) -> dict[str, str]:
             raise interface.LoadError(f"{path}: the directory of LoRA {name!r} is expected")
         if (path.parent / directory).is_dir():
             found[name] = str(path.parent / directory)
+        elif directory.startswith(".") or (Path(directory).is_absolute() and not Path(directory).is_dir()):
+            raise interface.LoadError(f"{path}: the directory of LoRA {name!r} does not exist: {directory}")
     return found
 
 
