@@ -40,7 +40,10 @@ def test_mirror_without_it_is_passed_over(store: Store, tmp_path: Path) -> None:
     with IndexServer(tmp_path) as server:
         files = server.url.replace("/simple/", "/files/")
         places = ["file:///no/such/", files + "none/", files]
-        lock_url(store, "boost", "1", AWAY, SHA, {"http://127.0.0.1:9/release/": places})
+        found = lock_url(store, "boost", "1", AWAY, SHA, {"http://127.0.0.1:9/release/": places})
+        assert (server.count("none/boost.tar.gz"), server.count("files/boost.tar.gz")) == (1, 1)
+    assert store.read(found.digest) == CONTENT
+    assert found.index == AWAY
 
 
 def test_another_file_is_refused(store: Store, tmp_path: Path) -> None:
