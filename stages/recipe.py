@@ -26,6 +26,8 @@ _VARIABLE = re.compile(r"\$\{(\w+)\}")
 _PACKAGE = Text(r"[a-z0-9][a-z0-9.+-]+", "the name of a Debian package")
 _REQUIREMENT = Text(r"[A-Za-z0-9][\w.-]*(\[[\w,.-]+\])?\s*((==|>=|<=|<|>|~=|!=).+)?",
                     "a requirement like cmake>=3.26")
+_REPOSITORY = Text(r"(https?|git|ssh|file)://(?![^/\s]*:[^/\s]*@)\S+",
+                   "the address of a Git repository, without a password")
 _DEVELOPMENT = Text(r"[a-z0-9][a-z0-9.+-]*(\{python\})?[a-z0-9.+-]*", "the name of a Debian package; {python} is 3.11")
 _SPECIFIER = Text(r"(==|>=|<=|<|>|~=|!=).+", "versions like ==0.32.*")
 
@@ -43,17 +45,18 @@ SCHEMA = Fields(
         "script": _PATH,
         "into": _PATH,
         "copy": _PATH,
-        "repository": Text(r"(https?|git|ssh|file)://\S+", "the address of a Git repository"),
+        "repository": _REPOSITORY,
         "releases": Fields({"table": _PATH, "revision": Text(r"\w+", "a repository of the table"),
                             "variables": MapOf(Text(r"\w+", "a repository of the table"), r"\w+")},
                            required=("table", "revision"), defaults={"variables": {}}),
         "trees": ListOf(Fields({"name": Text(r"[\w.-]+", "the name of a source"), "versions": _SPECIFIER,
-                                "repository": Text(r"(https?|git|ssh|file)://\S+", "the address of a Git repository"),
+                                "repository": _REPOSITORY,
                                 "tag": Text(r"(\$\{\w+\}|[\w./+-]+)", "a tag, or ${VARIABLE}"), "clone": Boolean()},
                                required=("name", "repository", "tag"), defaults={"clone": False})),
         "archives": ListOf(Fields({"name": Text(r"[a-z0-9][a-z0-9.+-]*", "a lower-case name"), "versions": _SPECIFIER,
                                    "version": Text(r"\d[\w.]*", "a version"),
-                                   "url": Text(r"https?://\S+/[\w.+-]+", "the address of a file"),
+                                   "url": Text(r"https?://(?![^/\s]*@)[^\s?#]+/[\w.+-]+",
+                                               "the address of a file, without user, password or query"),
                                    "sha256": Text(r"[0-9a-f]{64}", "64 hexadecimal digits")},
                                   required=("name", "version", "url", "sha256"))),
         "files": ListOf(_PATH),

@@ -170,6 +170,8 @@ class Kind(ABC):
 
     def fail(self, value: Any, document: Document, at: Path_, expected: str) -> InputError:
         shown = "a map" if isinstance(value, dict) else "a list" if isinstance(value, list) else repr(value)
+        # An address may have a password in it, before its host or in its query.
+        shown = re.sub(r"(://)(?:[^/\s]*@)?([^\s?#]*)(?:[?#][^\s'\"]*)?", r"\1\2", shown)
         return InputError(f"wrong value for {'.'.join(at)}", where=document.place(at), expected=expected, found=shown)
 
 

@@ -256,6 +256,33 @@ def test_server_of_the_release_that_is_named_or_of_none_that_is_known(tmp_path: 
     assert load(tmp_path, TARGET + text).data["triton"]["from"] in ("image", "release")
 
 
+PASSWORD = "https://me:hunter2@example.org"
+
+
+@pytest.mark.parametrize("url", [f"{PASSWORD}/server.tar", "https://hunter2@example.org/server.tar",
+                                 "https://example.org/server?token=hunter2/a.tar"])
+def test_address_with_a_password_is_refused_and_not_repeated(tmp_path: Path, url: str) -> None:
+    with pytest.raises(InputError, match=r"wrong value for triton\.url") as caught:
+        load(tmp_path, TARGET + RELEASE.replace("release}", f'release, url: "{url}", sha256: "{"a" * 64}"}}'))
+    assert "without user, password or query" in str(caught.value.expected)
+    assert "hunter2" not in caught.value.diagnostics()
+
+
+@pytest.mark.parametrize(("before", "after", "key"), [
+    ("    url: https://archives.boost.io", f"    url: {PASSWORD}", "archives.0.url"),
+    ("repository: https://github.com", f"repository: {PASSWORD}", "repository"),
+])
+def test_recipe_with_a_password_is_refused_and_not_repeated(tmp_path: Path, before: str, after: str, key: str) -> None:
+    path = make_project(tmp_path) / "triton/python-backend.yaml"
+    text = path.read_text()
+    assert before in text
+    path.write_text(text.replace(before, after, 1))
+    with pytest.raises(InputError, match=f"wrong value for .*{key}") as caught:
+        recipe.load(tmp_path, "triton/python-backend.yaml")
+    assert "hunter2" not in caught.value.diagnostics()
+    assert "password" in str(caught.value.expected)
+
+
 def served(asked: Target, server: dict[str, Any]) -> Lock:
     return replace(lock_of(asked), sources=(), server=server)
 
