@@ -56,7 +56,8 @@ class Made:
         """Write files; path to what was done: "new", "changed" or "as before".
 
         Args:
-            gone: files that an earlier run may have made and this one does not; removed if they are as they were made.
+            gone: files that an earlier run may have made and this one does not; removed if they are as they were made,
+                with the directories that are empty then.
             executable, private: files of mode 0755, and 0600; the rest has 0644. A private file that is there stays.
 
         Raises:
@@ -84,6 +85,7 @@ class Made:
             for path in gone:
                 if path in self.files and self._digest(path) == self.files.pop(path):
                     (self.directory / path).unlink()
+                    self._prune(path)
             self.files |= {path: canonical.sha256(content) for path, content in files.items() if path not in private}
             record = {"format": FORMAT, "files": dict(sorted(self.files.items())),
                       "mounts": dict(sorted(self.mounts.items()))}
@@ -101,6 +103,12 @@ class Made:
         except OSError as error:
             raise InputError("something is there that is no file, or cannot be read",
                              where=str(self.directory / path), found=error.strerror) from error
+
+    def _prune(self, path: str) -> None:
+        for place in (self.directory / path).parents:
+            if place == self.directory or any(place.iterdir()):
+                return
+            place.rmdir()
 
     def _put(self, path: str, content: bytes, mode: int) -> None:
         place = self.directory / path

@@ -16,6 +16,8 @@ from cache.errors import InputError
 #: How configurations call the longest context (vllm/transformers_utils/model_arch_config_convertor.py of 0.32.0).
 CONTEXT = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "model_max_length",
            "max_target_positions", "max_sequence_length", "max_seq_length", "seq_len")
+#: Kinds of RoPE scaling whose factor vLLM 0.32.0 does not multiply the context by: the configuration's has it already.
+NOT_MULTIPLIED = ("default", "llama3", "longrope", "su")
 WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.pth")
 _POINTER = b"version https://git-lfs"
 _HEADER = 100 << 20  # bytes that a safetensors header has at most
@@ -27,7 +29,7 @@ class ModelDirectory:
 
     Attributes:
         context: tokens; 0 if it does not say.
-        stretched: the context is made longer at run time (RoPE scaling): `context` is no upper bound.
+        stretched: vLLM multiplies the context by a factor of RoPE scaling: `context` is no upper bound.
         per_token: bytes that a token takes in the KV cache; 0 if that cannot be told from here.
         vision: there is an encoder for images.
     """
@@ -60,10 +62,18 @@ def read(path: Path) -> ModelDirectory:
     inner = said.get("text_config")
     text: Mapping[str, Any] = inner if isinstance(inner, dict) else said
     lengths = [text[key] for key in CONTEXT if _number(text.get(key))]
-    scaling = text.get("rope_scaling") or text.get("rope_parameters") or {}
-    kind = scaling.get("rope_type", scaling.get("type", "default")) if isinstance(scaling, dict) else "default"
-    return ModelDirectory(path, tuple(architectures), min(lengths, default=0), kind != "default", _per_token(text),
+    return ModelDirectory(path, tuple(architectures), min(lengths, default=0), _stretched(text), _per_token(text),
                           "vision_config" in said)
+
+
+def _stretched(text: Mapping[str, Any]) -> bool:
+    """As `_get_and_verify_max_len` of vllm/config/model.py multiplies; each kind of layer may have a set of its own."""
+    given = text.get("rope_scaling") or text.get("rope_parameters")
+    if not isinstance(given, dict) or "gemma3" in str(text.get("model_type")):
+        return False
+    sets = [one for one in given.values() if isinstance(one, dict)] or [given]
+    return any(one.get("rope_type", one.get("type", "default")) not in NOT_MULTIPLIED and one.get("factor", 1) != 1
+               for one in sets)
 
 
 def document(path: Path, directory: Path) -> dict[str, Any]:
@@ -78,7 +88,7 @@ def document(path: Path, directory: Path) -> dict[str, Any]:
                          "name the directory that holds config.json and the weights") from error
     except OSError as error:
         raise InputError("a file of the model cannot be read", where=str(path), found=error.strerror) from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path.name} is malformed, or cut short", where=str(path), found=str(error),
                          cure="download the model again") from error
     if not isinstance(said, dict):
@@ -131,7 +141,7 @@ def whole(file: Path) -> None:
                                    if name != "__metadata__"), default=0)
     except OSError as error:
         raise InputError("a file of the model cannot be read", where=str(file), found=error.strerror) from error
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError, RecursionError) as error:
         raise InputError("the header of a file of weights is malformed", where=str(file), found=repr(error)[:200],
                          cure=cure) from error
     if size != wanted:

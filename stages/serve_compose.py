@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from cache.errors import InputError
 from checks import facts
 from stages.made_files import Made, listing, rendered
+from stages.serve_model import named
 from stages.triton import CACHE
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ def run(session: Session, target: str, said: Mapping[str, str], out: Path, force
     if "triton" not in data:
         raise InputError(f"{target} has no Triton server", where=f"targets/{target}.yaml")
     made = Made(out)
+    made.mounts = _mounts(made, target)
     network = _one_of("network", said, ("bridge", "host"))
     host = network == "host"
     publish = _address(said.get("publish", "127.0.0.1"))
@@ -78,6 +80,17 @@ def run(session: Session, target: str, said: Mapping[str, str], out: Path, force
         lines += textwrap.wrap(f"note: {text}", 79, initial_indent="  ", subsequent_indent="    ",
                                break_long_words=False, break_on_hyphens=False)
     return document, "\n".join([*lines, "", f"  docker compose -f {out / FILE} up -d"])
+
+
+def _mounts(made: Made, target: str) -> dict[str, str]:
+    """Those that a model names; all of their directories are there."""
+    used = named(made.directory)
+    found = {there: here for there, here in made.mounts.items() if there in used}
+    for there, here in found.items():
+        if not Path(here).is_dir():
+            raise InputError("a directory of a model is gone", where=here, expected=f"what is mounted at {there}",
+                             cure=f"put it back, or ./doit model:{target} again with its new place")
+    return found
 
 
 def default(target: str) -> str:

@@ -68,7 +68,10 @@ def run(session: Session, target: str, said: Mapping[str, str], out: Path, force
         "server.py": _read(root, f"{TEMPLATES}/server.py"), "server.json": _layout(server), ".dockerignore": b"*.md\n",
         **{f"rootfs/{path}": content for path, content in copied.items()}}
     below = {f"{PLACE}/{path}": content for path, content in files.items()}
-    states = Made(out).write(below, force=force, executable=tuple(f"{PLACE}/rootfs/{path}" for path, mode
+    made = Made(out)
+    # `COPY rootfs/` takes all that is there: also what an earlier target or lock had.
+    gone = tuple(path for path in made.files if path.startswith(f"{PLACE}/") and path not in below)
+    states = made.write(below, force=force, gone=gone, executable=tuple(f"{PLACE}/rootfs/{path}" for path, mode
                                                                   in modes.items() if mode & 0o111))
     changed = {path: state for path, state in states.items() if state != "as before"}
     document = {"target": target, "directory": str(out / PLACE), "debs": len(lock.debs), "wheels": len(lock.wheels),

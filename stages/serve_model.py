@@ -92,16 +92,18 @@ def run(session: Session, target: str, said: Mapping[str, str], out: Path, force
         raise InputError("no name for a model of Triton", found=name, expected="letters, digits, . _ -",
                          cure="name=NAME")
     made = Made(out)
+    others = named(out, besides=name)
+    made.mounts = {there: here for there, here in made.mounts.items() if there in others}
     inside = _at(wanted.at, found, name)
     settings = [Setting("model", inside or source, f"the directory {found.path}, mounted there" if found else
                         "downloaded by the engine when it starts")]
     if found is not None:
-        made.mounts[inside] = str(found.path)
+        _mount(made, inside, found.path)
     settings += _context(wanted, found)
     settings += _memory(_table(project.root), data["device"]["memory"], wanted, found, settings)
     chosen, notes = _attention(session, target, wanted)
     settings += chosen
-    loras = _loras(wanted.lora, made)
+    loras = _loras(wanted.lora, made, name)
     if loras:
         settings += [Setting("enable_lora", True, "adapters by name: " + ", ".join(loras.paths)),
                      Setting("max_lora_rank", loras.rank, "the least that vLLM has room for with these adapters")]
@@ -110,6 +112,9 @@ def run(session: Session, target: str, said: Mapping[str, str], out: Path, force
     parsers, missing = _parsers(project.root, wanted, names) if data["triton"].get("backend") != "upstream" else \
         ([], ["NVIDIA's backend has no chat: parsers are not set"])
     notes += missing
+    if found is not None and found.stretched and not wanted.context:
+        notes.append("the context is stretched by the RoPE scaling of config.json: how long it is then is left to vLLM "
+                     "(context=N if that does not fit in the memory)")
     parameters = {"REPORT_CUSTOM_METRICS": "true", **{one.argument: one.value for one in parsers}}
     engine = {one.argument: one.value for one in settings}
     below = f"models/{name}"
@@ -131,6 +136,44 @@ def run(session: Session, target: str, said: Mapping[str, str], out: Path, force
     return document, "\n".join(_text(target, name, out, states, [*settings, *parsers], mounts, notes))
 
 
+def named(out: Path, besides: str = "") -> set[str]:
+    """Every path that a model below `out` takes its weights or adapters from, in the container.
+
+    Raises:
+        InputError: a file of a model cannot be read.
+    """
+    found: set[str] = set()
+    for file in sorted((out / "models").glob("*/*/*.json")):
+        if file.name not in ("model.json", "multi_lora.json") or file.parent.parent.name == besides:
+            continue
+        try:
+            said = json.loads(file.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise InputError("a file of a model cannot be read", where=str(file), found=error.strerror) from error
+        except (ValueError, RecursionError) as error:
+            raise InputError("a file of a model is malformed", where=str(file), expected="JSON", found=str(error),
+                             cure="mend it, or remove the directory of that model") from error
+        if isinstance(said, dict):
+            found |= {str(said.get("model"))} if file.name == "model.json" else {str(one) for one in said.values()}
+    return found
+
+
+def _mount(made: Made, there: str, here: Path) -> None:
+    """Remember that a directory belongs there in the container.
+
+    Raises:
+        InputError: another one does, or one does below or above it.
+    """
+    for path, place in made.mounts.items():
+        if path == there and place != str(here):
+            raise InputError("another directory has that place in the container", where=there, found=place,
+                             expected=str(here), cure="name=NAME or at=PATH that no other model of this repository has")
+        if path.startswith(f"{there}/") or there.startswith(f"{path}/"):
+            raise InputError("a place in the container is inside another one", where=there, found=path,
+                             cure="name=NAME or at=PATH beside it")
+    made.mounts[there] = str(here)
+
+
 def _text(target: str, name: str, out: Path, states: Mapping[str, str], settings: list[Setting],
           mounts: Mapping[str, str], notes: list[str]) -> list[str]:
     lines = [f"{target}: a model repository with {name}", *listing(str(out), states), ""]
@@ -150,10 +193,18 @@ def _model(word: str) -> tuple[str, ModelDirectory | None]:
     """A directory, or else an id of the hub as it is."""
     place = place_of(word)
     if word.startswith(("/", ".", "~")) or place.exists():
-        return str(place), model_directory.read(place)
+        return str(_writable(place)), model_directory.read(place)
     if not _ID.fullmatch(word):
         raise InputError("neither a directory nor the id of a model", found=word, expected="an id like Qwen/Qwen3-8B")
     return word, None
+
+
+def _writable(place: Path) -> Path:
+    """Raises InputError for a path that a line of a file cannot hold: one with a line's end, say."""
+    if not str(place).isprintable():
+        raise InputError("the path of a directory has characters that cannot be written down", found=repr(str(place)),
+                         cure="rename it")
+    return place
 
 
 def _at(said: str, found: ModelDirectory | None, name: str) -> str:
@@ -181,7 +232,9 @@ def _context(wanted: Wanted, found: ModelDirectory | None) -> list[Setting]:
             raise InputError("the model's context is shorter", where=str(found.path / "config.json"),
                              expected=f"at most {longest}", found=f"context={length}")
         return [Setting("max_model_len", length, "as asked for")]
-    return [Setting("max_model_len", longest, "the model's own, by its config.json")] if longest else []
+    if not longest or (found and found.stretched):
+        return []
+    return [Setting("max_model_len", longest, "the model's own, by its config.json")]
 
 
 def _memory(table: Mapping[str, Any], kind: str, wanted: Wanted, found: ModelDirectory | None,
@@ -301,16 +354,18 @@ class _Adapters:
     rank: int
 
 
-def _loras(word: str, made: Made) -> _Adapters | None:
+def _loras(word: str, made: Made, model: str) -> _Adapters | None:
     """`NAME=DIR,NAME=DIR`: adapters by name, with the rank that they need."""
     if not word:
         return None
     paths, rank = {}, RANKS[0]
     for part in word.split(","):
         name, equals, where = part.partition("=")
+        if name in paths:
+            raise InputError("lora= names an adapter twice", found=part)
         if not equals or not _NAME.fullmatch(name) or not where:
             raise InputError("lora= takes adapters by name", found=part, expected="lora=NAME=DIRECTORY,NAME=DIRECTORY")
-        directory = place_of(where)
+        directory = _writable(place_of(where))
         if not directory.is_dir():
             raise InputError("no such directory", where=str(directory), found=f"lora={part}")
         said = model_directory.document(directory / "adapter_config.json", directory)
@@ -321,8 +376,8 @@ def _loras(word: str, made: Made) -> _Adapters | None:
         for file in directory.glob("*.safetensors"):
             model_directory.whole(file)
         rank = max(rank, next(one for one in RANKS if one >= needed))
-        paths[name] = f"{WEIGHTS}/lora/{name}"
-        made.mounts[paths[name]] = str(directory)
+        paths[name] = f"{WEIGHTS}/lora/{model}/{name}"
+        _mount(made, paths[name], directory)
     return _Adapters(paths, rank)
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from cache.store import Store
+from stages.made_files import Made
 from tests.support.docker_engine import running_engine
 from tests.support.front import HERE, MINI, doit, make_project
 from tests.support.sandbox import extract
@@ -85,6 +86,16 @@ def files_of(root: Path, directory: Path) -> Iterator[str]:
         finally:
             server.shutdown()
             thread.join()
+
+
+def test_files_of_an_earlier_run_are_not_copied_into_the_image(root: Path) -> None:
+    out = root / "serve-mini"
+    doit(root, root / "store", "dockerfile:mini")
+    Made(out).write({"image/rootfs/opt/old/file": b"", "models/m/config.pbtxt": b""})
+    doit(root, root / "store", "dockerfile:mini")
+    assert not (out / "image/rootfs/opt/old").exists()
+    assert (out / "image/rootfs/opt/stagecraft/entrypoint").exists()
+    assert (out / "models/m/config.pbtxt").exists()
 
 
 def test_docker_build_gives_the_same_files_and_a_server_that_answers(root: Path, tmp_path: Path) -> None:

@@ -174,6 +174,8 @@ try tritonserver --model-repository=/tmp/models
 echo 'max_batch_size: 1' > /tmp/models/m/config.pbtxt
 try --model-repository=/tmp/models
 try tritonserver
+/opt/stagecraft/entrypoint tritonserver --help > /tmp/help 2>&1
+echo "= $?" $(grep -c -e --http-restricted-api /tmp/help)
 """
 
 
@@ -186,7 +188,8 @@ def test_a_bad_repository_is_one_line_and_an_exit_code(layout: Path) -> None:
     assert "python" in lines[2]
     assert lines[3] == "= 78"
     assert lines[4:] == ['entrypoint: model m: /tmp/models/m/config.pbtxt names no backend, as in backend: "vllm"',
-                         "= 78", "entrypoint: no --model-repository was given: the server has nothing to serve", "= 66"]
+                         "= 78", "entrypoint: no --model-repository was given: the server has nothing to serve", "= 66",
+                         "= 1 2"]
 
 
 COMMAND = ["tritonserver", "--model-repository=/models", "--http-port=18750", "--grpc-port=18751",

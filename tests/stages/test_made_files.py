@@ -52,6 +52,11 @@ def test_what_is_not_made_any_more_goes_unless_it_was_changed(tmp_path: Path) ->
     (tmp_path / "three").write_bytes(b"mine")
     Made(tmp_path).write({"one": b"1"}, gone=("two", "three", "four"))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["one", "stagecraft.json", "three"]
+    Made(tmp_path).write({"one": b"1", "a/b/c": b"", "a/d": b""})
+    Made(tmp_path).write({"one": b"1", "a/d": b""}, gone=("a/b/c",))
+    assert [path.name for path in (tmp_path / "a").iterdir()] == ["d"]
+    Made(tmp_path).write({"one": b"1"}, gone=("a/d",))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["one", "stagecraft.json", "three"]
 
 
 def test_a_secret_is_never_replaced_nor_recorded(tmp_path: Path) -> None:

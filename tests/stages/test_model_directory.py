@@ -25,6 +25,15 @@ def test_what_the_configuration_says(tmp_path: Path) -> None:
     assert read(model_directory(tmp_path / "none", max_position_embeddings=None)).context == 0
     yarn = read(model_directory(tmp_path / "yarn", rope_scaling={"rope_type": "yarn", "factor": 4}))
     assert (yarn.context, yarn.stretched) == (40960, True)
+    for number, (scaling, stretched) in enumerate([
+            ({"type": "linear", "factor": 2.0}, True), ({"rope_type": "dynamic", "factor": 2.0}, True),
+            ({"rope_type": "llama3", "factor": 8.0}, False), ({"type": "longrope", "factor": 32}, False),
+            ({"type": "su"}, False), ({"type": "mrope", "mrope_section": [1]}, False), ([], False),
+            ({"full_attention": {"rope_type": "linear", "factor": 8.0}}, True),
+            ({"full_attention": {"rope_type": "default"}}, False)]):
+        assert read(model_directory(tmp_path / f"rope-{number}", rope_scaling=scaling)).stretched == stretched, scaling
+    assert not read(model_directory(tmp_path / "gemma", model_type="gemma3_text",
+                                    rope_scaling={"rope_type": "linear", "factor": 8.0})).stretched
     eyes = read(model_directory(tmp_path / "eyes", text_config={**CONFIG, "max_position_embeddings": 8192},
                                 vision_config={}))
     assert (eyes.context, eyes.vision) == (8192, True)
@@ -58,6 +67,8 @@ def test_a_configuration_that_is_cut_or_no_object(tmp_path: Path) -> None:
     error = refused(path)
     assert error.message == "config.json is malformed, or cut short"
     assert "line 1 column" in str(error.found)
+    (path / "config.json").write_text("[" * 400_000)
+    assert refused(path).message == "config.json is malformed, or cut short"
     (path / "config.json").write_text("[]")
     assert refused(path).message == "config.json is malformed"
     (path / "config.json").write_bytes(b"\xff\xfe")
@@ -98,6 +109,9 @@ def test_weights_that_are_cut_short(tmp_path: Path) -> None:
     assert refused(path).message == "a file of weights is cut short, or no safetensors file"
     weights.write_bytes(whole[:8] + b"}" + whole[9:])
     assert refused(path).message == "the header of a file of weights is malformed"
+    for header in (b"[" * 400_000, b'{"a": {"data_offsets": [0, Infinity]}}'):
+        weights.write_bytes(len(header).to_bytes(8, "little") + header)
+        assert refused(path).message == "the header of a file of weights is malformed"
     weights.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n")
     assert "Git LFS" in refused(path).message
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -96,6 +97,22 @@ def test_directories_of_models_are_mounted(root: Path) -> None:
     assert data["models"] == ["m"]
     assert [file["state"] for file in data["files"]] == ["as before", "as before"]
     assert data["address"] == "http://127.0.0.1:8000"
+
+
+def test_a_mount_that_is_gone_or_that_nobody_names(root: Path) -> None:
+    text = (root / "targets/cpu.yaml").read_text()
+    (root / "targets/cpu.yaml").write_text(text.replace(
+        "triton:\n", 'torch: {version: "2.13.0"}\nvllm: {version: "0.32.0"}\ntriton:\n'))
+    path = model_directory(root / "weights")
+    doit(root, root / "store", "model:cpu", f"model={path}", "name=m")
+    path.rename(root / "moved")
+    done = doit(root, root / "store", "compose:cpu", rc=110)
+    assert "a directory of a model is gone" in done.stderr
+    assert str(path) in done.stderr
+    assert not (root / "serve-cpu/compose.yaml").exists()
+    shutil.rmtree(root / "serve-cpu/models/m")
+    assert "/weights/m" not in make(root, "cpu").read_text()
+    assert json.loads((root / "serve-cpu/stagecraft.json").read_text())["mounts"] == {}
 
 
 def test_both_in_one_line(root: Path) -> None:

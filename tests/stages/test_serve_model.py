@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -72,12 +73,42 @@ def test_a_directory_with_an_adapter(root: Path) -> None:
     assert engine == {"model": "/weights/m", "max_model_len": 40960, "kv_cache_memory_bytes": 4 << 30,
                       "enable_lora": True, "max_lora_rank": 32, "disable_log_stats": False}
     place = root / "serve-cpu/models/m"
-    assert json.loads((place / "1/multi_lora.json").read_text()) == {"fr": "/weights/lora/fr"}
-    assert data["mounts"] == {"/weights/m": str(path), "/weights/lora/fr": str(root / "french")}
+    assert json.loads((place / "1/multi_lora.json").read_text()) == {"fr": "/weights/lora/m/fr"}
+    assert data["mounts"] == {"/weights/m": str(path), "/weights/lora/m/fr": str(root / "french")}
     assert json.loads((root / "serve-cpu/stagecraft.json").read_text())["mounts"] == data["mounts"]
     assert config.parameters["TOOL_CALL_PARSER"].string_value == "hermes"
     make(root, "cpu", "model=Qwen3-4B copy!", name="m")
     assert not (place / "1/multi_lora.json").exists()
+
+
+def test_two_models_keep_what_each_has_mounted(root: Path) -> None:
+    one, two = model_directory(root / "one"), model_directory(root / "two")
+    adapter(root / "french")
+    adapter(root / "frisian")
+    make(root, "cpu", "model=one", "lora=fr=french", name="a")
+    make(root, "cpu", "model=two", "lora=fr=frisian", name="b")
+    record = root / "serve-cpu/stagecraft.json"
+    assert json.loads(record.read_text())["mounts"] == {
+        "/weights/a": str(one), "/weights/b": str(two), "/weights/lora/a/fr": str(root / "french"),
+        "/weights/lora/b/fr": str(root / "frisian")}
+
+    def clash(*said: str) -> str:
+        return doit(root, root / "store", "model:cpu", *said, rc=110).stderr
+
+    assert "another directory has that place in the container" in clash("model=two", "name=c", "at=/weights/a")
+    assert "a place in the container is inside another one" in clash("model=two", "name=c", "at=/weights")
+    assert "a place in the container is inside another one" in clash("model=two", "name=lora")
+    assert "names an adapter twice" in clash("model=two", "name=c", "lora=x=french,x=frisian")
+    assert not (root / "serve-cpu/models/c").exists()
+    make(root, "cpu", "model=one", "at=/weights/a", name="c")  # the same directory: two names for it
+    assert "another directory has that place in the container" in clash("model=two", "name=a")
+    for name in ("b", "c"):
+        shutil.rmtree(root / "serve-cpu/models" / name)
+    make(root, "cpu", "model=two", name="a")  # another directory, and no adapter any more
+    assert json.loads(record.read_text())["mounts"] == {"/weights/a": str(two)}
+    doit(root, root / "store", "model:cpu", "model=a/b", "name=c")
+    (root / "serve-cpu/models/c/1/model.json").write_text("{")
+    assert "models/c/1/model.json" in clash("model=a/b", "name=d")
 
 
 def test_its_name_and_its_text(root: Path) -> None:
@@ -108,6 +139,18 @@ def test_on_a_cpu_the_context_fits_the_cache_or_the_cache_the_context(root: Path
     assert make(root, "cpu", "model=big", "memory=8")[1]["max_model_len"] == 40960
     assert "expected: memory=8 (GiB)" in doit(root, root / "store", "model:cpu", "model=big", "context=40960",
                                               "memory=7", rc=110).stderr
+
+
+def test_a_context_that_the_engine_stretches_is_left_to_it(root: Path) -> None:
+    model_directory(root / "linear", rope_scaling={"type": "linear", "factor": 4.0})
+    data, engine, _ = make(root, "cpu", "model=linear")
+    assert "max_model_len" not in engine
+    assert [note for note in data["notes"] if note.startswith("the context is stretched")]
+    assert make(root, "cpu", "model=linear", "context=100000")[1]["max_model_len"] == 100000
+    model_directory(root / "llama", rope_scaling={"rope_type": "llama3", "factor": 8.0})
+    assert make(root, "cpu", "model=llama")[1]["max_model_len"] == 40960
+    assert "the model's context is shorter" in doit(root, root / "store", "model:cpu", "model=llama", "name=m",
+                                                    "context=50000", rc=110).stderr
 
 
 def test_parsers_are_what_was_said(root: Path) -> None:
@@ -146,6 +189,9 @@ def test_more_that_cannot_be(root: Path) -> None:
     assert "at= is an absolute path" in refused(root, "model=m", "at=weights")
     assert "bare has no vLLM" in refused(root, "model=m", target="bare")
     assert "expected: 0.01 to 1" in refused(root, "model=m", "memory=2", target="unified")
+    model_directory(root / "two\nlines")
+    assert "characters that cannot be written down" in refused(root, "model=./two\nlines")
+    assert "characters that cannot be written down" in refused(root, "model=a/b", "lora=x=two\nlines")
     (path / "config.json").write_text('{"architectures": ["Qwen3For')
     assert "config.json is malformed, or cut short" in refused(root, "model=m")
     adapter(root / "huge", 1024)
