@@ -6,6 +6,7 @@ import json
 import math
 import os
 import re
+import sys
 import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -400,14 +401,19 @@ def _parsers(root: Path, wanted: Wanted, names: list[str]) -> tuple[list[Setting
 
 def _family(root: Path, names: list[str]) -> tuple[Mapping[str, str], str]:
     """The family of a model, by the backend's own rule, and the name that told."""
-    import importlib.util
+    import importlib
+    import types
 
-    path = root / "triton/backend/chat.py"
-    specification = importlib.util.spec_from_file_location("stagecraft_chat", path)
-    if not path.exists() or specification is None or specification.loader is None:
+    package = "stagecraft_backend"
+    if not (root / "triton/backend/chat.py").exists():
         return {}, ""
-    chat = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(chat)
+    for name in [one for one in sys.modules if one.partition(".")[0] == package]:
+        del sys.modules[name]  # of another root
+    holder = types.ModuleType(package)
+    holder.__path__ = [str(root / "triton/backend")]
+    sys.modules[package] = holder
+    importlib.invalidate_caches()
+    chat = importlib.import_module(f"{package}.chat")
     for name in names:
         row: Mapping[str, str] = chat.family([name])
         if row:
