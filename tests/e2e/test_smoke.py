@@ -22,7 +22,7 @@ from stages import smoke
 from stages.report import Report
 from stages.smoke import Options, SmokeReport
 from stages.tasks import Session
-from tests.support.front import HERE, committed_project, doit
+from tests.support.front import HERE, committed_project, doit, manifest_of
 
 pytestmark = pytest.mark.skipif(os.uname().machine != "x86_64", reason="cpu is for amd64; thor is to be foreign")
 SCHEMA = json.loads((HERE / "docs/formats/smoke-report.schema.json").read_text(encoding="utf-8"))
@@ -38,6 +38,10 @@ def root(thor_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = committed_project(tmp_path_factory.mktemp("smoke") / "project")
     doit(root, thor_store, "build:cpu")
     return root
+
+
+def test_manifest_digest_of_cpu_is_the_committed_one(root: Path) -> None:
+    assert manifest_of(root, "cpu") == (HERE / "targets" / "cpu.digest").read_text().strip()
 
 
 def states(report: dict[str, Any]) -> dict[str, str]:
