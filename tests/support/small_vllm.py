@@ -262,6 +262,8 @@ description: a small project in the place of vLLM
 vllm:
   version: "{VERSION}"
   from: source
+triton:
+  backend: none             # ours imports the real vLLM, and its gate sees that this is none
 sources:
   mirrors: {{"https://github.com/": ["{mirror}"]}}
   packages:
