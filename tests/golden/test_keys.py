@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -82,8 +83,8 @@ def golden(tmp_path: Path) -> Graph:
     (root / "templates" / "entrypoint.sh.j2").write_text("fixed\n")
     for name in ("healthcheck.py", "repository.py"):
         (root / "triton" / "serve" / name).write_text("fixed\n")
-    for path in (root / "triton" / "backend").iterdir():
-        path.unlink()
+    shutil.rmtree(root / "triton" / "backend")
+    (root / "triton" / "backend").mkdir()
     (root / "triton" / "backend" / "model.py").write_text("fixed\n")
     (root / "templates" / "libcuda.txt").write_text("# fixed\ncuInit\n")
     (root / "triton" / "pytriton-layout.yaml").write_text(TABLE)
