@@ -23,28 +23,13 @@ from stages.plan import evaluate
 from stages.project import Project
 from tests.support import backend_inside
 from tests.support.front import doit, make_project
+from tests.support.project import without_gpu
 from tests.support.vllm_backend import BACKEND, STANDIN
 
 MACHINES = {"x86_64": "amd64", "aarch64": "arm64"}
 pytestmark = pytest.mark.skipif(platform.machine() not in MACHINES, reason="there is no server for this machine")
 
-TARGET = """\
-format: stagecraft.target.v1
-description: a server with its Python, and a client
-platform: linux/@ARCHITECTURE@
-device:
-  name: no GPU
-  compute_capability: none
-  arch_list: none
-  cuda: none
-  driver_floor: none
-  memory: none
-base:
-  debian:
-    suite: bookworm
-python:
-  version: "3.11"
-  glibc: "2.36"
+TARGET = without_gpu("a server with its Python, and a client", platform="linux/@ARCHITECTURE@") + """\
 packages:
   python3: the interpreter that the stub embeds
   libpython3.11: the Triton stub links it

@@ -26,26 +26,11 @@ from stages.plan import state_of
 from stages.project import Project
 from tests.support import small_triton
 from tests.support.front import HERE, doit, make_project
+from tests.support.project import without_gpu
 
 PLACE = "opt/tritonserver/backends/python"
 STUB = f"{PLACE}/triton_python_backend_stub"
-TARGET = """\
-format: stagecraft.target.v1
-description: a server with a Python backend from source
-platform: linux/@ARCHITECTURE@
-device:
-  name: no GPU
-  compute_capability: none
-  arch_list: none
-  cuda: none
-  driver_floor: none
-  memory: none
-base:
-  debian:
-    suite: bookworm
-python:
-  version: "3.11"
-  glibc: "2.36"
+TARGET = without_gpu("a server with a Python backend from source", platform="linux/@ARCHITECTURE@") + """\
 packages:
   python3: the interpreter that the stub embeds
   libpython3.11: the Triton stub links it

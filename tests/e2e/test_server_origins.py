@@ -23,27 +23,12 @@ from tests.e2e.test_registry_base import put_base
 from tests.support.elf_factory import make_elf
 from tests.support.front import doit, make_project
 from tests.support.index_server import IndexServer
+from tests.support.project import without_gpu
 from tests.support.registry import RunningRegistry
 from tests.support.tarballs import Member
 
 ROOT = "opt/tritonserver"
-TARGET = """\
-format: stagecraft.target.v1
-description: a server that others built
-platform: linux/arm64
-device:
-  name: no GPU
-  compute_capability: none
-  arch_list: none
-  cuda: none
-  driver_floor: none
-  memory: none
-base:
-  debian:
-    suite: bookworm
-python:
-  version: "3.11"
-  glibc: "2.36"
+TARGET = without_gpu("a server that others built", platform="linux/arm64") + """\
 packages:
   python3: the interpreter of Python models
 triton:

@@ -8,26 +8,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests.support.project import without_gpu
+
 HERE = Path(__file__).resolve().parents[2]
 
 #: Debian trixie with Python 3.13 and a Triton server: small, and not the distribution of thor.
-MINI = """\
-format: stagecraft.target.v1
-description: a small target for tests
-platform: linux/amd64
-device:
-  name: no GPU
-  compute_capability: none
-  arch_list: none
-  cuda: none
-  driver_floor: none
-  memory: none
-base:
-  debian:
-    suite: trixie
-python:
-  version: "3.13"
-  glibc: "2.41"
+MINI = without_gpu("a small target for tests", suite="trixie", python="3.13", glibc="2.41") + """\
 packages:
   python3: the interpreter that the tests start
   libpython3.13: the Triton stub links it

@@ -10,12 +10,16 @@ from cache.store import Blob
 from stages.builders import Builder
 from stages.graph import DataInput, Graph, Input, Stage, StageInput
 
-TARGET = """\
+
+def without_gpu(description: str, *, device: str = "no GPU", platform: str = "linux/amd64", suite: str = "bookworm",
+                python: str = "3.11", glibc: str = "2.36") -> str:
+    """The beginning of a target for no GPU, on Debian: what follows is packages and the rest."""
+    return f"""\
 format: stagecraft.target.v1
-description: a small target for tests
-platform: linux/amd64
+description: {description}
+platform: {platform}
 device:
-  name: none
+  name: {device}
   compute_capability: none
   arch_list: none
   cuda: none
@@ -23,11 +27,14 @@ device:
   memory: none
 base:
   debian:
-    suite: bookworm
+    suite: {suite}
 python:
-  version: "3.11"
-  glibc: "2.36"
+  version: "{python}"
+  glibc: "{glibc}"
 """
+
+
+TARGET = without_gpu("a small target for tests", device="none")
 
 PLATFORM = {"os": "linux", "architecture": "amd64"}
 
